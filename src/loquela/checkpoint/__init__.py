@@ -1,0 +1,1 @@
+"""Model directories: names, files, conversions."""

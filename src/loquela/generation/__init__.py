@@ -1,0 +1,1 @@
+"""From logits to tokens to text: one sampler, one decode loop."""

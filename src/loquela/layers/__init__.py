@@ -1,0 +1,1 @@
+"""The bricks: they see tensors and numbers, never a config or an architecture's name."""

@@ -1,0 +1,126 @@
+"""Attention: the formula as a function, the multi-head layer as a class.
+
+Shapes: B batch, H heads, G key-value heads, Q queries, K keys, E head_dim, D model dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from loquela.layers.positions import Rotary, rotate
+
+__all__ = ["KeyValueStore", "MultiHeadAttention", "attention"]
+
+Probe = Callable[[Tensor], None]
+
+
+class KeyValueStore(Protocol):
+    """All that a layer knows of a cache."""
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new keys and values; return all of them."""
+
+
+def attention(
+    q: Tensor,  # (B, H, Q, E)
+    k: Tensor,  # (B, G, K, E)
+    v: Tensor,  # (B, G, K, E)
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    probe: Probe | None = None,
+) -> Tensor:  # (B, H, Q, E)
+    """`softmax(q kᵀ · scale + mask) v` (arXiv:1706.03762, equation 1); `scale` is 1/√E unless given.
+
+    `mask` broadcasts to (B, H, Q, K): boolean (True: may look) or a bias to add. `causal` is the mask of a square
+    (Q = K) without building it. Where there are fewer key-value heads than heads, each serves H / G neighbours
+    (grouped-query attention, arXiv:2305.13245). A `probe` is handed the weights (B, H, Q, K) after the softmax.
+    """
+    if k.shape[1] != q.shape[1]:
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if probe is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1)
+    probe(weights)
+    return F.dropout(weights, dropout, training=dropout > 0) @ v
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side, each on its own slice of the model dimension (arXiv:1706.03762, 3.2.2).
+
+    `fused` keeps query, key and value in one matrix, as GPT-2 and Phi-3 do. `q_norm` and `k_norm` normalise each
+    head before the rotation (QK-norm, as in Qwen3). While `probe` is set, it is handed the weights after every softmax.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = False,
+        out_bias: bool | None = None,
+        fused: bool = False,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        scale: float | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.head_dim = head_dim or dim // heads
+        self.scale, self.dropout = scale, dropout
+        q_dim, kv_dim = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.splits = (q_dim, kv_dim, kv_dim)
+        if fused:
+            self.qkv_proj = nn.Linear(dim, q_dim + 2 * kv_dim, bias)
+        else:
+            self.q_proj = nn.Linear(dim, q_dim, bias)
+            self.k_proj = nn.Linear(dim, kv_dim, bias)
+            self.v_proj = nn.Linear(dim, kv_dim, bias)
+        self.fused = fused
+        self.o_proj = nn.Linear(q_dim, dim, bias if out_bias is None else out_bias)
+        self.q_norm, self.k_norm = q_norm, k_norm
+        self.probe: Probe | None = None
+
+    def forward(
+        self,
+        x: Tensor,  # (B, Q, D)
+        *,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: KeyValueStore | None = None,
+    ) -> Tensor:  # (B, Q, D)
+        """Attend from `x` to itself and to what `cache` holds."""
+        if self.fused:
+            q, k, v = self.qkv_proj(x).split(self.splits, dim=-1)
+        else:
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = self._heads(q, self.heads), self._heads(k, self.kv_heads), self._heads(v, self.kv_heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = attention(q, k, v, mask=mask, causal=causal, scale=self.scale, dropout=dropout, probe=self.probe)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)  # (B, heads, seq, E)

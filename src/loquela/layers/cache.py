@@ -1,0 +1,73 @@
+"""What incremental decoding remembers; it belongs to the caller.
+
+A layer knows one call, `extend(k, v)`: add the new keys and values, return all of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cache", "KeyValueCache"]
+
+
+class KeyValueCache:
+    """Keys and values of one layer, in a buffer that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._k: Tensor | None = None
+        self._v: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `k`, `v` (batch, kv_heads, new, head_dim); return all so far (batch, kv_heads, length, head_dim)."""
+        start, self.length = self.length, self.length + k.shape[2]
+        if self._k is None or self._v is None or self.length > self._k.shape[2]:
+            self._k, self._v = self._grown(self._k, k, start), self._grown(self._v, v, start)
+        self._k[:, :, start : self.length] = k
+        self._v[:, :, start : self.length] = v
+        return self._k[:, :, : self.length], self._v[:, :, : self.length]
+
+    def _grown(self, old: Tensor | None, new: Tensor, used: int) -> Tensor:
+        batch, heads, _, head_dim = new.shape
+        buffer = new.new_empty(batch, heads, max(16, 2 * self.length), head_dim)
+        if old is not None:
+            buffer[:, :, :used] = old[:, :, :used]
+        return buffer
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` positions."""
+        self.length = min(self.length, length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) the batch rows with indices `rows` (n,), in that order."""
+        if self._k is not None and self._v is not None:
+            self._k, self._v = self._k.index_select(0, rows), self._v.index_select(0, rows)
+
+
+class Cache:
+    """The caches of all layers of a decoder, and how many positions they hold."""
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [KeyValueCache() for _ in range(layers)]
+
+    @property
+    def length(self) -> int:
+        """Positions held so far."""
+        return self.layers[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` positions."""
+        for layer in self.layers:
+            layer.truncate(length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) batch rows, as beam search does."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+def positions(cache: Cache | None, queries: int, device: torch.device) -> Tensor:
+    """Return the (queries,) positions of tokens that come after what `cache` holds."""
+    start = 0 if cache is None else cache.length
+    return torch.arange(start, start + queries, device=device)

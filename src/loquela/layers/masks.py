@@ -1,0 +1,37 @@
+"""Who may look at whom: boolean tensors, True where a query may see a key."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["causal_mask", "positions_from_padding"]
+
+
+def causal_mask(
+    queries: int,
+    keys: int,
+    *,
+    window: int | None = None,
+    padding: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return the mask of the last `queries` of `keys` positions; (queries, keys), or (batch, 1, queries, keys).
+
+    A query sees itself and what came before it; with `window`, only the last `window` positions, itself included.
+    `padding` (batch, keys) is True where a token is real. A query always sees itself, so that no row of the
+    softmax is empty; what a padded position computes is never used.
+    """
+    query = torch.arange(keys - queries, keys, device=device)[:, None]
+    key = torch.arange(keys, device=device)[None]
+    mask = key <= query
+    if window is not None:
+        mask &= key > query - window
+    if padding is None:
+        return mask
+    return (mask & padding[:, None, :] | (key == query))[:, None]
+
+
+def positions_from_padding(padding: Tensor, queries: int) -> Tensor:
+    """Return the (batch, queries) positions of the last `queries` tokens, counting real tokens only."""
+    return (padding.long().cumsum(-1) - 1).clamp_min(0)[:, -queries:]

@@ -1,0 +1,57 @@
+"""How a model knows where a token stands."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Rotary", "rotary_frequencies", "rotate", "sinusoids"]
+
+
+def sinusoids(length: int, dim: int, base: float = 10_000.0) -> Tensor:
+    """Return the (length, dim) table of sines and cosines of the 2017 transformer (arXiv:1706.03762, 3.5).
+
+    Even columns hold `sin(position / base^(2i/dim))`, odd columns the cosine of the same angle.
+    """
+    angles = torch.arange(length).float()[:, None] * rotary_frequencies(dim + dim % 2, base)  # (length, ⌈dim/2⌉)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim]
+
+
+def rotary_frequencies(head_dim: int, base: float = 10_000.0) -> Tensor:
+    """Return the (head_dim / 2,) angles per position of rotary embedding (RoFormer, arXiv:2104.09864)."""
+    return 1.0 / base ** (torch.arange(0, head_dim, 2).float() / head_dim)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Cosines and sines of the angles of each position of a batch; both (batch or 1, 1, seq, head_dim)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def at(cls, positions: Tensor, frequencies: Tensor, *, scale: float = 1.0) -> Rotary:
+        """Angles of `positions` (seq,) or (batch, seq); `scale` multiplies both tables (YaRN's attention factor)."""
+        if positions.dim() == 1:
+            positions = positions[None]
+        angles = positions[:, None, :, None].float() * frequencies  # (batch, 1, seq, head_dim / 2)
+        angles = torch.cat((angles, angles), dim=-1)
+        return cls(angles.cos() * scale, angles.sin() * scale)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turn each pair (i, i + head_dim/2) of `x` (batch, heads, seq, head_dim) by its position's angle."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * rotary.cos.to(x.dtype) + turned * rotary.sin.to(x.dtype)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Return the (heads,) slopes of ALiBi (arXiv:2108.12409): powers of 2^(-8/n), interleaved when n is no power of 2."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    return torch.tensor(slopes)

@@ -1,0 +1,1 @@
+"""Prompts and the context window they must fit."""

@@ -1,0 +1,1 @@
+"""Text and tokens; no torch here."""
