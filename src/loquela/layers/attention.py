@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from loquela.layers.positions import Rotary, rotate
 
-__all__ = ["KeyValueStore", "MultiHeadAttention", "attention"]
+__all__ = ["CrossAttention", "KeyValueStore", "MultiHeadAttention", "attention"]
 
 Probe = Callable[[Tensor], None]
 
@@ -124,3 +124,20 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)  # (B, heads, seq, E)
+
+
+class CrossAttention(MultiHeadAttention):
+    """Attention from a decoder's stream to an encoder's output, whose keys and values are made once."""
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Project an encoder's output (B, K, D) to keys and values, both (B, kv_heads, K, head_dim)."""
+        return self._heads(self.k_proj(memory), self.kv_heads), self._heads(self.v_proj(memory), self.kv_heads)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, *, memory: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """Attend from `x` (B, Q, D) to `memory`, as `keys_values` made it; returns (B, Q, D)."""
+        dropout = self.dropout if self.training else 0.0
+        q = self._heads(self.q_proj(x), self.heads)
+        y = attention(q, *memory, mask=mask, scale=self.scale, dropout=dropout, probe=self.probe)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -1,17 +1,23 @@
-"""One layer of a transformer: attention, then feed-forward, each added to the stream that runs past them."""
+"""One layer of a transformer: attention, then feed-forward, each added to the stream that runs past them.
+
+A block with a `cross` attention between the two looks at an encoder's output as well (arXiv:1706.03762, figure 1).
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from loquela.layers.attention import KeyValueStore
+from loquela.layers.attention import CrossAttention, KeyValueStore
 from loquela.layers.positions import Rotary
 
-__all__ = ["PreNormBlock"]
+__all__ = ["Block", "Memory", "PostNormBlock", "PreNormBlock"]
+
+Memory = tuple[Tensor, Tensor]
+"""Keys and values of an encoder's output for one layer, made once by `CrossAttention.keys_values`."""
 
 
-class PreNormBlock(nn.Module):
-    """Normalise before each half (GPT-2, LLaMA): `x += attention(norm(x)); x += feedforward(norm(x))`."""
+class Block(nn.Module):
+    """The parts that every kind of block has; a subclass says where the norms stand."""
 
     def __init__(
         self,
@@ -20,12 +26,19 @@ class PreNormBlock(nn.Module):
         attention_norm: nn.Module,
         feedforward_norm: nn.Module,
         *,
+        cross: CrossAttention | None = None,
+        cross_norm: nn.Module | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention_norm, self.attention = attention_norm, attention
+        self.cross_norm, self.cross = cross_norm, cross
         self.feedforward_norm, self.feedforward = feedforward_norm, feedforward
         self.dropout = nn.Dropout(dropout)
+
+
+class PreNormBlock(Block):
+    """Normalise before each half (GPT-2, LLaMA, T5): `x += attention(norm(x)); x += feedforward(norm(x))`."""
 
     def forward(
         self,
@@ -35,8 +48,34 @@ class PreNormBlock(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
         cache: KeyValueStore | None = None,
+        memory: Memory | None = None,
+        memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Map the residual stream `x` (batch, seq, dim) to the same shape."""
         h = self.attention(self.attention_norm(x), rotary=rotary, mask=mask, causal=causal, cache=cache)
         x = x + self.dropout(h)
+        if self.cross is not None and self.cross_norm is not None:
+            x = x + self.dropout(self.cross(self.cross_norm(x), memory=memory, mask=memory_mask))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))  # type: ignore[no-any-return]
+
+
+class PostNormBlock(Block):
+    """Normalise after each half (2017, BERT, BART): `x = norm(x + attention(x)); x = norm(x + feedforward(x))`."""
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: KeyValueStore | None = None,
+        memory: Memory | None = None,
+        memory_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Map the stream `x` (batch, seq, dim) to the same shape."""
+        h = self.attention(x, rotary=rotary, mask=mask, causal=causal, cache=cache)
+        x = self.attention_norm(x + self.dropout(h))
+        if self.cross is not None and self.cross_norm is not None:
+            x = self.cross_norm(x + self.dropout(self.cross(x, memory=memory, mask=memory_mask)))
+        return self.feedforward_norm(x + self.dropout(self.feedforward(x)))  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["Cache", "KeyValueCache"]
+__all__ = ["Cache", "CrossCache", "KeyValueCache", "positions"]
 
 
 class KeyValueCache:
@@ -65,6 +65,24 @@ class Cache:
         """Keep (or repeat) batch rows, as beam search does."""
         for layer in self.layers:
             layer.select(rows)
+
+
+class CrossCache(Cache):
+    """A decoder's cache beside the keys and values of the encoder's output, which every step reads again.
+
+    `memory` holds one (k, v) pair per layer, each (batch, kv_heads, source, head_dim); `padding` (batch, source) is
+    True where a source token is real.
+    """
+
+    def __init__(self, memory: list[tuple[Tensor, Tensor]], padding: Tensor | None = None) -> None:
+        super().__init__(len(memory))
+        self.memory, self.padding = memory, padding
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) batch rows, those of the encoder's output included."""
+        super().select(rows)
+        self.memory = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.memory]
+        self.padding = None if self.padding is None else self.padding.index_select(0, rows)
 
 
 def positions(cache: Cache | None, queries: int, device: torch.device) -> Tensor:

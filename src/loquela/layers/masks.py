@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["causal_mask", "positions_from_padding"]
+__all__ = ["additive_mask", "causal_mask", "padding_mask", "positions_from_padding"]
 
 
 def causal_mask(
@@ -35,3 +35,13 @@ def causal_mask(
 def positions_from_padding(padding: Tensor, queries: int) -> Tensor:
     """Return the (batch, queries) positions of the last `queries` tokens, counting real tokens only."""
     return (padding.long().cumsum(-1) - 1).clamp_min(0)[:, -queries:]
+
+
+def padding_mask(padding: Tensor | None) -> Tensor | None:
+    """Return the mask (batch, 1, 1, keys) of `padding` (batch, keys; True where a token is real), for any query."""
+    return None if padding is None else padding[:, None, None, :]
+
+
+def additive_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """Join a position bias (heads, queries, keys) with a boolean mask: -inf where one may not look."""
+    return bias if mask is None else torch.where(mask, bias, float("-inf"))

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Rotary", "rotary_frequencies", "rotate", "sinusoids"]
+__all__ = ["RelativeBias", "Rotary", "alibi_bias", "alibi_slopes", "rotary_frequencies", "rotate", "sinusoids"]
 
 
 def sinusoids(length: int, dim: int, base: float = 10_000.0) -> Tensor:
@@ -50,8 +50,47 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """Return the (heads,) slopes of ALiBi (arXiv:2108.12409): powers of 2^(-8/n), interleaved when n is no power of 2."""
+    """Return the (heads,) slopes of ALiBi (arXiv:2108.12409): powers of 2^(-8/n); a second series fills up other n."""
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
     return torch.tensor(slopes)
+
+
+def alibi_bias(heads: int, queries: int, keys: int, device: torch.device | None = None) -> Tensor:
+    """Return ALiBi's bias (heads, queries, keys): each head's slope times how far back a key lies, negative."""
+    query = torch.arange(keys - queries, keys, device=device)[:, None]
+    distance = query - torch.arange(keys, device=device)
+    return -alibi_slopes(heads).to(distance.device)[:, None, None] * distance.clamp_min(0)
+
+
+class RelativeBias(nn.Module):
+    """A learned bias per head and bucket of distance (T5, arXiv:1910.10683, 2.1).
+
+    Half of the buckets hold one distance each, the rest widen as a logarithm up to `max_distance`.
+    """
+
+    def __init__(self, heads: int, *, buckets: int = 32, max_distance: int = 128, bidirectional: bool = False) -> None:
+        super().__init__()
+        self.buckets, self.max_distance, self.bidirectional = buckets, max_distance, bidirectional
+        self.table = nn.Embedding(buckets, heads)
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        """Return the bias (heads, queries, keys) of the last `queries` of `keys` positions."""
+        device = self.table.weight.device
+        query = torch.arange(keys - queries, keys, device=device)[:, None]
+        return self.table(self._bucket(torch.arange(keys, device=device) - query)).permute(2, 0, 1)  # type: ignore[no-any-return]
+
+    def _bucket(self, offset: Tensor) -> Tensor:
+        """Bucket of each key's position minus the query's."""
+        buckets, ahead = self.buckets, torch.zeros_like(offset)
+        if self.bidirectional:
+            buckets //= 2
+            ahead = (offset > 0).long() * buckets
+            distance = offset.abs()
+        else:
+            distance = (-offset).clamp_min(0)
+        exact = buckets // 2
+        grown = (distance.clamp_min(1).float() / exact).log() / math.log(self.max_distance / exact) * (buckets - exact)
+        wide = (exact + grown.long()).clamp_max(buckets - 1)
+        return ahead + torch.where(distance < exact, distance, wide)

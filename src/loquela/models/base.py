@@ -16,12 +16,13 @@ from functools import cache as memoise
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from loquela.errors import ConfigError, nearest
-from loquela.layers.cache import Cache
+from loquela.errors import ConfigError, UsageError, nearest
+from loquela.layers.cache import Cache, CrossCache
 
-__all__ = ["Config", "Network", "Rename", "architecture", "architectures", "config_from_dict"]
+__all__ = ["Config", "EncoderDecoder", "Network", "Rename", "architecture", "architectures", "config_from_dict"]
 
 Rename = tuple[str, str] | tuple[str, str, Literal["transpose"]]
 """A module's (or tensor's) name in code, its name on disk, and what happens to the tensor on the way.
@@ -159,9 +160,19 @@ class Network(nn.Module, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Return the logits (…, vocab_size) of hidden states (…, dim)."""
 
-    @abstractmethod
     def new_cache(self) -> Cache:
         """Return an empty cache for incremental decoding."""
+        raise UsageError(
+            f"only a model that writes from left to right has a cache, but this is {self.config.model_type}"
+        )
+
+    def start(self, prompt: Tensor, *, padding: Tensor | None = None) -> tuple[Cache, Tensor]:
+        """Return a cache and the first tokens to feed, for a `prompt` (batch, seq) padded on the left.
+
+        A decoder reads the prompt itself. An encoder-decoder has read it when this returns: its cache holds the
+        encoder's output, and the first token is the decoder's start token.
+        """
+        return self.new_cache(), prompt
 
     @abstractmethod
     def initialise(self) -> None:
@@ -174,6 +185,83 @@ class Network(nn.Module, ABC):
     def parameter_count(self) -> int:
         """Trainable and frozen parameters, tied ones counted once."""
         return sum(p.numel() for p in self.parameters())
+
+
+class EncoderDecoder(Network):
+    """A network that reads a source whole and writes a target from left to right (arXiv:1706.03762)."""
+
+    kind = "encoder-decoder"
+
+    @property
+    @abstractmethod
+    def start_token_id(self) -> int:
+        """The token that the decoder starts from."""
+
+    @abstractmethod
+    def encode(self, source: Tensor, *, padding: Tensor | None = None) -> Tensor:
+        """Return the encoder's output (batch, source, dim) of `source` (batch, source; int64).
+
+        `padding` (batch, source) is True where a token is real.
+        """
+
+    @abstractmethod
+    def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values that each decoder layer makes of the encoder's output, once."""
+
+    @abstractmethod
+    def decode(
+        self,
+        tokens: Tensor,
+        memory: list[tuple[Tensor, Tensor]],
+        *,
+        memory_padding: Tensor | None = None,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Return the decoder's last hidden states (batch, seq, dim) of target `tokens` (batch, seq)."""
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        source: Tensor | None = None,
+        source_padding: Tensor | None = None,
+    ) -> Tensor:
+        """Return the decoder's last hidden states (batch, seq, dim) of target `tokens`.
+
+        The source is given as token ids, or was read into a `CrossCache` by `start`.
+        """
+        if isinstance(cache, CrossCache):
+            return self.decode(tokens, cache.memory, memory_padding=cache.padding, cache=cache, padding=padding)
+        if source is None:
+            raise UsageError("an encoder-decoder needs a source: give `source` token ids, or a cache made by `start`")
+        memory = self.memory(self.encode(source, padding=source_padding))
+        return self.decode(tokens, memory, memory_padding=source_padding, cache=cache, padding=padding)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        source: Tensor | None = None,
+        source_padding: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits (batch, seq, vocab_size) of target `tokens`; see `hidden`."""
+        return self.head(
+            self.hidden(tokens, cache=cache, padding=padding, source=source, source_padding=source_padding)
+        )
+
+    def new_cache(self) -> Cache:
+        """Refused: the cache of an encoder-decoder holds its source, so only `start` can make one."""
+        raise UsageError("the cache of an encoder-decoder holds its source: make it with `start(source)`")
+
+    def start(self, prompt: Tensor, *, padding: Tensor | None = None) -> tuple[Cache, Tensor]:
+        """Read the `prompt` as the source; the decoder begins with its start token."""
+        cache = CrossCache(self.memory(self.encode(prompt, padding=padding)), padding)
+        return cache, torch.full((len(prompt), 1), self.start_token_id, device=prompt.device)
 
 
 @memoise

@@ -1,0 +1,44 @@
+# Two commands: `make run` and `make test`. Each sets up .venv first, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS   ?=
+
+.PHONY: run test check setup soak clean
+.DEFAULT_GOAL := run
+
+run: setup          ## train a model on a text, then talk to it; ARGS="--no-chat", ARGS="my.txt" …
+	@$(BIN)/loquela quickstart $(ARGS)
+
+test: $(VENV)/.dev check  ## every check and test
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not soak"
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+soak: $(VENV)/.dev  ## the full counts of the reliability checks; hours
+	@$(BIN)/python -m pytest -m soak
+
+setup: $(VENV)/.run
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Loquela needs Python 3.10 or newer; name one with: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "Python's venv module is missing; on Debian: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Setting up .venv (once, a few minutes) …"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
