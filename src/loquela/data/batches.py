@@ -1,0 +1,105 @@
+"""Which tokens a step sees: shuffled blocks for training, every token once for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from loquela.errors import DataError
+
+__all__ = ["IGNORED", "BlockOrder", "evaluation_blocks"]
+
+IGNORED = -100
+"""The label of a position without loss, as in torch and Hugging Face."""
+
+Tokens = npt.NDArray[Any]
+Words = npt.NDArray[np.uint64]
+_ROUNDS = 8
+
+
+class BlockOrder:
+    """The order of training blocks, a pure function of (seed, step): no state, no list, any size at once.
+
+    An epoch cuts the tokens into blocks side by side, from an offset of its own, and takes each exactly once in an
+    order of its own. The order is a keyed permutation (a Feistel network that walks its cycle until it is in range;
+    Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), so nothing is stored. The blocks of all epochs
+    stand in one endless row and a step takes the next `batch_size` of it, across the border of an epoch if need be.
+
+    Raises `DataError` when the text is shorter than one block and its next token.
+    """
+
+    def __init__(self, n_tokens: int, block: int, batch_size: int, seed: int) -> None:
+        if n_tokens < block + 1:
+            raise DataError(
+                f"the training text must have at least {block + 1:,} tokens (block_size {block:,} and the next token), "
+                f"but has {n_tokens:,}; use a longer text or a smaller block_size"
+            )
+        targets = n_tokens - 1  # the first token is nobody's next
+        self.block, self.batch_size = block, batch_size
+        self.blocks_per_epoch = max(1, (targets - block + 1) // block)
+        self._offsets = targets - self.blocks_per_epoch * block + 1
+        self._seed = np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF)
+        # Two halves of `bits` bits each: the smallest such square that holds an epoch, at most four times too large.
+        self._bits = np.uint64(max(1, ((self.blocks_per_epoch - 1).bit_length() + 1) // 2))
+
+    def indices(self, step: int) -> npt.NDArray[np.int64]:
+        """Return where the blocks of a step (from 0) start, (batch_size,); a block is `block` tokens and their next."""
+        row = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
+        epoch, index = np.divmod(row, np.uint64(self.blocks_per_epoch))
+        offset = self._hash(epoch, np.uint64(_ROUNDS)) % np.uint64(self._offsets)
+        starts: Words = offset + self._permuted(epoch, index) * np.uint64(self.block)
+        return starts.astype(np.int64)
+
+    def blocks(self, tokens: Tokens, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the blocks that start there, each with its next token: (len(starts), block + 1)."""
+        return np.stack([tokens[start : start + self.block + 1] for start in starts]).astype(np.int64)
+
+    def _permuted(self, epoch: Words, index: Words) -> Words:
+        index = self._feistel(epoch, index)
+        outside = index >= self.blocks_per_epoch
+        while outside.any():
+            index[outside] = self._feistel(epoch[outside], index[outside])
+            outside = index >= self.blocks_per_epoch
+        return index
+
+    def _feistel(self, epoch: Words, index: Words) -> Words:
+        mask = (np.uint64(1) << self._bits) - np.uint64(1)
+        left, right = index >> self._bits, index & mask
+        for turn in range(_ROUNDS):
+            left, right = right, left ^ (_mix(right ^ self._hash(epoch, np.uint64(turn))) & mask)
+        joined: Words = (left << self._bits) | right
+        return joined
+
+    def _hash(self, epoch: Words, turn: np.uint64) -> Words:
+        return _mix(_mix(epoch ^ _mix(np.atleast_1d(self._seed))) + turn)
+
+
+def _mix(x: Words) -> Words:
+    """Scramble 64-bit words (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
+    x = x + np.uint64(0x9E37_79B9_7F4A_7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+    mixed: Words = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def evaluation_blocks(tokens: Tokens, block: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (inputs, labels), both (batch, block) int64, that ask for every token but the first exactly once.
+
+    Blocks stand side by side; the last is short and filled up with token 0 under the label -100. The last batch may
+    have fewer rows.
+    """
+    targets = len(tokens) - 1
+    for first in range(0, targets, block * batch_size):
+        count = min(block * batch_size, targets - first)
+        rows = -(-count // block)
+        inputs = np.zeros(rows * block, dtype=np.int64)
+        labels = np.full(rows * block, IGNORED, dtype=np.int64)
+        inputs[:count] = tokens[first : first + count]
+        labels[:count] = tokens[first + 1 : first + 1 + count]
+        yield torch.from_numpy(inputs.reshape(rows, block)), torch.from_numpy(labels.reshape(rows, block))

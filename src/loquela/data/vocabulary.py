@@ -1,0 +1,56 @@
+"""A tokenizer trained on a file of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loquela.data import corpora
+from loquela.data.readers import measure, read_pieces
+from loquela.data.splits import split_at
+from loquela.text.tokenizer import Tokenizer
+
+__all__ = ["train_tokenizer"]
+
+SAMPLE = 1 << 25
+"""Characters that a vocabulary is learnt from at most; more of the same language changes it little."""
+
+
+def train_tokenizer(
+    data: str | Path | Sequence[str | Path],
+    kind: str,
+    vocab_size: int | None = None,
+    *,
+    encoding: str = "utf-8",
+    validation_fraction: float = 0.0,
+    special_tokens: Sequence[str] = ("<|endoftext|>",),
+    sample: int = SAMPLE,
+) -> Tokenizer:
+    """Train a tokenizer on the files or corpora `data`, all but the last `validation_fraction` of each.
+
+    Of more than `sample` characters, an evenly spread sample is read, and the tokenizer's `note` says so. `char` reads
+    everything, the held-out text included: a character is either in the alphabet or unknown. Raises what
+    `read_pieces` and `Tokenizer.train` raise.
+    """
+    files = [data] if isinstance(data, (str, Path)) else data
+    sources = [measure(corpora.resolve(file), encoding=encoding) for file in files]
+    notes = [note for source in sources for note in source.notes]
+    total = sum(source.characters for source in sources)
+    everything = kind in ("char", "byte")
+
+    def texts() -> Iterator[str]:
+        due = 0.0
+        for source in sources:
+            stop = None if everything else split_at(source.size, validation_fraction)
+            for piece in read_pieces(source.path, encoding=encoding, stop=stop):
+                due += min(1.0, sample / total) * len(piece.text)
+                if everything or due >= len(piece.text):
+                    due -= len(piece.text)
+                    yield piece.text
+
+    if total > sample and not everything:
+        notes.append(f"the vocabulary is learnt from an evenly spread sample of {sample:,} of {total:,} characters")
+    tokenizer = Tokenizer.train(kind, texts(), vocab_size, special_tokens=special_tokens)
+    notes.extend([tokenizer.note] if tokenizer.note else [])
+    tokenizer.note = "; ".join(notes) or None
+    return tokenizer

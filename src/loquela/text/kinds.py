@@ -1,0 +1,156 @@
+"""The kinds of tokenizer that can be trained, one function each; a new kind is one more.
+
+| kind | vocabulary | what comes back from a text |
+|---|---|---|
+| bpe | bytes, then the pairs merged most often (Sennrich et al., arXiv:1508.07909; on bytes, as GPT-2) | any text |
+| unigram | bytes, then the pieces of the likeliest cut (Kudo, arXiv:1804.10959; on bytes too) | any text |
+| byte | the 256 bytes | any text |
+| char | the characters of the text | its characters; another is `<unk>` |
+| wordpiece | BERT's pieces of words (Schuster and Nakajima, 2012) | its words, any white space as one blank |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from loquela.errors import TokenizerError, nearest
+
+__all__ = ["DEFAULT_VOCAB_SIZE", "KINDS", "train"]
+
+DEFAULT_VOCAB_SIZE = 4096
+"""Pieces that fit a small model; of a text of some megabytes each is seen often enough to learn."""
+
+_BYTES = 256
+Recipe = Callable[[Iterable[str], "int | None", list[str]], tokenizers.Tokenizer]
+
+
+def _byte_level(model: models.Model, *, words: bool = True) -> tokenizers.Tokenizer:
+    """Every byte is a printable character to the model; `words` cuts as GPT-2 does before any piece is sought."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _room(vocab_size: int | None, least: int, why: str) -> int:
+    size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
+    if size < least:
+        raise TokenizerError(f"vocab_size must be at least {least} ({why}), but is {size}")
+    return size
+
+
+def _bpe(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> tokenizers.Tokenizer:
+    size = _room(vocab_size, _BYTES + len(special), f"256 bytes and {len(special)} special tokens")
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        min_frequency=2,  # a pair seen once teaches nothing
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _unigram(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> tokenizers.Tokenizer:
+    size = _room(vocab_size, _BYTES + len(special), f"256 bytes and {len(special)} special tokens")
+    tokenizer = _byte_level(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _byte(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> tokenizers.Tokenizer:
+    size = _BYTES + len(special)
+    if vocab_size is not None:
+        _room(vocab_size, size, f"256 bytes and {len(special)} special tokens")
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = _byte_level(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[]), words=False)
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _char(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> tokenizers.Tokenizer:
+    unknown = "<unk>"
+    special = special if unknown in special else [*special, unknown]
+    seen: Counter[str] = Counter()
+    for text in texts:
+        seen.update(text)
+    if vocab_size is not None:
+        _room(vocab_size, len(special) + 1, f"one character and {len(special)} special tokens, {unknown} among them")
+        seen = Counter(dict(seen.most_common(vocab_size - len(special))))
+    pieces = [*special, *sorted(seen)]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token=unknown)
+    )
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _wordpiece(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> tokenizers.Tokenizer:
+    unknown = "[UNK]"
+    special = special if unknown in special else [*special, unknown]
+    size = _room(vocab_size, len(special) + 2, f"some pieces and {len(special)} special tokens, {unknown} among them")
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=2,
+        special_tokens=special,
+        limit_alphabet=max(1, (size - len(special)) // 2),  # each character may also stand inside a word, as ##c
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+_RECIPES: dict[str, Recipe] = {
+    "bpe": _bpe,
+    "wordpiece": _wordpiece,
+    "unigram": _unigram,
+    "char": _char,
+    "byte": _byte,
+}
+KINDS = tuple(_RECIPES)
+
+
+def train(
+    kind: str, texts: Iterable[str], vocab_size: int | None, special_tokens: Sequence[str]
+) -> tuple[tokenizers.Tokenizer, str | None]:
+    """Train a tokenizer of one of `KINDS`; return it and what is to be said aloud about it.
+
+    Raises `TokenizerError` for an unknown kind, a text without any character, and a `vocab_size` that cannot hold
+    what the kind always needs.
+    """
+    if kind not in _RECIPES:
+        raise TokenizerError(
+            f"the kind of a tokenizer must be one of {', '.join(KINDS)}, but is {kind!r}{nearest(kind, KINDS)}"
+        )
+    empty = True
+
+    def counted() -> Iterable[str]:
+        nonlocal empty
+        for text in texts:
+            empty = empty and not text
+            yield text
+
+    tokenizer = _RECIPES[kind](counted(), vocab_size, list(special_tokens))
+    if kind != "byte" and empty:
+        raise TokenizerError("a tokenizer must have text to learn from, but the text is empty")
+    size = tokenizer.get_vocab_size()
+    note = None
+    if vocab_size is not None and size < vocab_size:
+        note = f"the text supports {size:,} {kind} tokens, not the {vocab_size:,} asked for; using {size:,}"
+    return tokenizer, note
