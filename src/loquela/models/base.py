@@ -130,6 +130,10 @@ class Network(nn.Module, ABC):
     """Names on disk (with `*`) that old checkpoints carry and nothing computes with, such as mask buffers."""
     base_prefix: ClassVar[str] = ""
     """The prefix that a checkpoint saved without its head lacks, e.g. `transformer.`."""
+    headless: bool = False
+    """Whether this checkpoint is such a one, and is written as it was read: without `base_prefix`."""
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Endings of names in old checkpoints, and what they are now."""
 
     config: Config
 
@@ -264,11 +268,14 @@ class EncoderDecoder(Network):
         return cache, torch.full((len(prompt), 1), self.start_token_id, device=prompt.device)
 
 
+_SHARED = frozenset({"base", "encoder_only"})
+
+
 @memoise
 def architectures() -> tuple[str, ...]:
     """Every `model_type` that this package has, sorted."""
     package = importlib.import_module("loquela.models")
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _SHARED))
 
 
 def architecture(model_type: str) -> ModuleType:
