@@ -41,6 +41,7 @@ class EncoderConfig(Config):
 
     fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
         "is_decoder": (False,),
+        "is_encoder_decoder": (False,),
         "add_cross_attention": (False,),
         "position_embedding_type": ("absolute",),
     }
@@ -103,14 +104,17 @@ class EncoderOnly(Network):
     config: EncoderConfig
     token_embedding: nn.Embedding
     position_embedding: nn.Embedding
-    token_type_embedding: nn.Embedding | None = None
     embedding_norm: LayerNorm
     embedding_dropout: nn.Dropout
     encoder: Encoder
-    pooler: Pooler | None = None
-    lm_head: MaskedTokenHead | None = None
-    classifier: ClassificationHead | None = None
-    token_classifier: ClassificationHead | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_type_embedding: nn.Embedding | None = None
+        self.pooler: Pooler | None = None
+        self.lm_head: MaskedTokenHead | None = None
+        self.classifier: ClassificationHead | None = None
+        self.token_classifier: ClassificationHead | None = None
 
     @property
     def task(self) -> Task:
