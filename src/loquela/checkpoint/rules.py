@@ -1,0 +1,161 @@
+"""Names in code and names on disk: one table per architecture, read in both directions."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from loquela.checkpoint.tensors import StoredTensor, shown
+from loquela.errors import MismatchError
+from loquela.models.base import Network, Rename
+
+__all__ = ["disk_name", "load_into", "to_disk"]
+
+
+@dataclass
+class _Slot:
+    """A tensor of a network, and every place where it stands: more than one when it is tied."""
+
+    tensor: Tensor
+    places: list[tuple[str, str, bool]] = field(default_factory=list)
+    """Name in code, name on disk, whether it is transposed between them."""
+
+
+def disk_name(name: str, renames: Sequence[Rename]) -> tuple[str, bool]:
+    """Return the name on disk of a tensor's `name` in code, and whether it is transposed there.
+
+    The longest rule that fits the name's beginning wins. Raises `LookupError` where an architecture forgot one.
+    """
+    parts = name.split(".")
+    best: tuple[int, str, bool] | None = None
+    for rule in renames:
+        pattern = rule[0].split(".")
+        if len(pattern) > len(parts) or (best and len(pattern) <= best[0]):
+            continue
+        if all(p in ("*", part) for p, part in zip(pattern, parts, strict=False)):
+            stars = iter(part for p, part in zip(pattern, parts, strict=False) if p == "*")
+            head = [next(stars) if p == "*" else p for p in rule[1].split(".")]
+            best = len(pattern), ".".join(head + parts[len(pattern) :]), len(rule) == 3
+    if best is None:
+        raise LookupError(f"no rule names the tensor {name!r} on disk")
+    return best[1], best[2]
+
+
+def to_disk(network: Network) -> dict[str, Tensor]:
+    """Return the tensors of `network` under their names on disk, contiguous; a tied one once, under its first name."""
+    tensors = {}
+    for slot in _slots(network):
+        _, name, transposed = slot.places[0]
+        tensor = slot.tensor.detach()
+        tensors[name] = (tensor.t() if transposed else tensor).contiguous()
+    return tensors
+
+
+def load_into(
+    network: Network,
+    tensors: Mapping[str, Tensor | StoredTensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Fill `network` with `tensors` by their names on disk.
+
+    All names and shapes are checked before anything is changed: one `MismatchError` lists whatever is missing, extra
+    or misshapen. Parameters on the meta device are replaced by tensors of `dtype` (None: as they are stored) on
+    `device`; others keep their identity, dtype and device and take the values.
+    """
+    given = _with_prefix(network, tensors)
+    slots = _slots(network)
+    _check(slots, {name: value for name, value in given.items() if not _matches(name, network.ignored)})
+    for slot in slots:
+        _, name, transposed = next(place for place in slot.places if place[1] in given)
+        value = _read(given[name])
+        value = value.t() if transposed else value
+        if slot.tensor.is_meta:
+            value = value.to(device=device, dtype=dtype or value.dtype).contiguous()
+            _replace(network, [place[0] for place in slot.places], slot.tensor, value)
+        else:
+            with torch.no_grad():
+                slot.tensor.copy_(value)
+
+
+def _slots(network: Network) -> list[_Slot]:
+    slots: dict[int, _Slot] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        slot = slots.setdefault(id(tensor), _Slot(tensor))
+        slot.places.append((name, *disk_name(name, network.renames)))
+    return list(slots.values())
+
+
+def _with_prefix(network: Network, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor | StoredTensor]:
+    """Give the names of a checkpoint that was saved without its head the prefix that they lack."""
+    prefix = network.base_prefix
+    if not prefix or any(name.startswith(prefix) for name in tensors):
+        return dict(tensors)
+    complete = {place[1] for slot in _slots(network) for place in slot.places}
+    return {name if name in complete else prefix + name: value for name, value in tensors.items()}
+
+
+def _check(slots: list[_Slot], given: Mapping[str, Tensor | StoredTensor]) -> None:
+    missing, wrong = [], []
+    extra = set(given)
+    for slot in slots:
+        present = [place for place in slot.places if place[1] in given]
+        extra.difference_update(place[1] for place in present)
+        shapes = {name: _shape(slot.tensor, transposed) for _, name, transposed in slot.places}
+        if not present:
+            first = slot.places[0][1]
+            missing.append(f"{first} {shapes[first]}")
+        for _, name, _ in present:
+            value = given[name]
+            if list(value.shape) != shapes[name]:
+                wrong.append(f"{name} must be {shapes[name]}, but is {list(value.shape)}")
+            elif value.dtype.is_floating_point != slot.tensor.dtype.is_floating_point:
+                wrong.append(f"{name} must hold {slot.tensor.dtype}, but holds {value.dtype}")
+    problems = [
+        *_listed("missing", missing),
+        *_listed("extra", [f"{shown(name)} {list(given[name].shape)}" for name in sorted(extra)]),
+        *_listed("misshapen", wrong),
+    ]
+    if not problems:
+        problems = [text for slot in slots for text in _untied(slot, given)]
+    if problems:
+        raise MismatchError(f"the tensors do not fit the model that config.json describes: {'; '.join(problems)}")
+
+
+def _untied(slot: _Slot, given: Mapping[str, Tensor | StoredTensor]) -> Iterable[str]:
+    """A tied tensor may be written twice, as older libraries do, but not with two values."""
+    present = [place[1] for place in slot.places if place[1] in given]
+    if len(present) > 1:
+        first = _read(given[present[0]])
+        for name in present[1:]:
+            if not torch.equal(first, _read(given[name])):
+                yield f"{name} must equal {present[0]}, to which config.json ties it, but differs"
+
+
+def _listed(what: str, items: list[str]) -> list[str]:
+    return [f"{len(items)} {what} ({', '.join(items)})"] if items else []
+
+
+def _shape(tensor: Tensor, transposed: bool) -> list[int]:
+    return list(tensor.t().shape if transposed else tensor.shape)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _read(value: Tensor | StoredTensor) -> Tensor:
+    return value.read() if isinstance(value, StoredTensor) else value
+
+
+def _replace(network: Network, names: list[str], old: Tensor, value: Tensor) -> None:
+    """Put one tensor in the place of `old` wherever it stands, so that what was tied stays tied."""
+    new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+    for name in names:
+        module, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(module), leaf, new)
