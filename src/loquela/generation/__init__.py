@@ -1,1 +1,1 @@
-"""From logits to tokens to text: one sampler, one decode loop."""
+"""From logits to text: the rules of sampling, the decode loop, completions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from loquela.errors import UsageError
-from loquela.text import sandbox
 from loquela.text.tokenizer import Tokenizer
 
 __all__ = ["render", "render_text"]
@@ -52,19 +52,17 @@ def render_text(
 
 
 class _Sandbox:
-    """The process that renders; started when first needed, again when it was killed, and per process that asks."""
+    """The process that renders: started when first needed, and anew after it was killed or this process was forked."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
-        self.owner = 0
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
 
     def ask(self, request: str) -> dict[str, str]:
-        with self.lock:
-            if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
-                self._start()
-            process = self.process
-            assert process is not None
+        """Send one line, return the answer to it; an `error` when the process did not live to give one."""
+        with self._lock:
+            process = self._running()
             assert process.stdin is not None
             assert process.stdout is not None
             timer = threading.Timer(_WALL_SECONDS, process.kill)
@@ -78,23 +76,30 @@ class _Sandbox:
             finally:
                 timer.cancel()
             if not reply:
-                self._end()
-                return {"error": "it did not end within the limits of time and memory"}
+                self.close()
+                return {"error": "it did not end within its limits of time and memory"}
             answer: dict[str, str] = json.loads(reply)
             return answer
 
-    def _start(self) -> None:
-        self.owner = os.getpid()
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(sandbox.__file__))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._owner != os.getpid():
+            self._owner = os.getpid()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(__file__).with_name("sandbox.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+            )
+            atexit.register(self.close)
+        return self._process
 
-    def _end(self) -> None: ...
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None and self._owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+        self._process = None
 
 
 _sandbox = _Sandbox()

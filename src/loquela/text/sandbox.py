@@ -26,7 +26,7 @@ OUTPUT_CHARACTERS = 1 << 22
 
 
 class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}` mark what the assistant wrote; the text between is rendered as usual."""
+    """`{% generation %}` … `{% endgeneration %}` mark what the assistant wrote; it is rendered as usual."""
 
     tags = {"generation"}  # noqa: RUF012 — Jinja declares it so
 

@@ -1,0 +1,166 @@
+"""The Python API: `load` a model directory, then generate, score, embed, look at logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias, cast, overload
+
+import torch
+from torch import Tensor
+
+from loquela.checkpoint.store import load_model, save_model
+from loquela.data.readers import Piece as TextPiece
+from loquela.errors import ContextWindowError, LoquelaError, TokenizerError, UsageError
+from loquela.evaluation.perplexity import Score, score
+from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
+from loquela.generation.decode import evaluating
+from loquela.generation.settings import GenerationSettings, known_settings
+from loquela.models.base import Network
+from loquela.prompting.budget import fit
+from loquela.text.tokenizer import Tokenizer
+
+__all__ = ["LanguageModel", "load"]
+
+Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Tensor"
+
+
+def load(directory: str | Path, adapter: None = None, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
+    """Open a model directory in Hugging Face's layout.
+
+    `dtype` is what is computed in: float32, float16, bfloat16 or float64. Raises `CheckpointError` for a directory
+    that is missing, half-written or damaged.
+    """
+    if adapter is not None:
+        raise LoquelaError(f"adapter must be None, since adapters arrive with tuning, but is {adapter!r}")
+    loaded = load_model(directory, dtype=dtype, device=device)
+    return LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config)
+
+
+class LanguageModel:
+    """A network and its tokenizer, with what the model's authors say about generation (generation_config.json)."""
+
+    def __init__(
+        self, network: Network, tokenizer: Tokenizer | None = None, generation_config: dict[str, Any] | None = None
+    ) -> None:
+        self.network = network.eval()
+        self.generation_config = generation_config or {}
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; raises `TokenizerError` when the model's directory has none."""
+        if self._tokenizer is None:
+            raise TokenizerError("text needs the model's tokenizer.json, but its directory has none")
+        return self._tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """The context window in tokens, prompt and completion together."""
+        return self.network.context_length
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text: those of the generation config, else of the config, else the tokenizer's EOS."""
+        ends = self.generation_config.get("eos_token_id", self.network.config.extra.get("eos_token_id"))
+        if ends is None:
+            ends = [] if self._tokenizer is None or self._tokenizer.eos_id is None else self._tokenizer.eos_id
+        return frozenset([ends] if isinstance(ends, int) else ends)
+
+    # -- numbers
+
+    def logits(self, ids: Ids) -> Tensor:
+        """Return the logits (batch, seq, vocab) of token ids (seq,) or (batch, seq)."""
+        with evaluating(self.network):
+            return cast(Tensor, self.network(self._batch(ids)))
+
+    def hidden(self, ids: Ids) -> Tensor:
+        """Return the last hidden states (batch, seq, dim) of token ids (seq,) or (batch, seq)."""
+        with evaluating(self.network):
+            return self.network.hidden(self._batch(ids))
+
+    def embed(self, texts: str | Sequence[str]) -> Tensor:
+        """Return one vector per text (n, dim): the mean of its last hidden states."""
+        rows = [prompt_ids(self.tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return torch.stack([self.hidden(row)[0].mean(0) for row in rows])  # each alone: no neighbour changes a vector
+
+    def score(self, text: str | Iterable[TextPiece], *, window: int | None = None, stride: int | None = None) -> Score:
+        """Return log-probabilities per token, perplexity and bits per byte; see `loquela.evaluation.perplexity`."""
+        return score(self.network, self.tokenizer, text, window=window, stride=stride)
+
+    # -- text
+
+    def settings(self, **given: Any) -> GenerationSettings:
+        """What is given, else what generation_config.json says, else our defaults; raises `UsageError`."""
+        values = known_settings(self.generation_config) | given
+        if given.get("temperature") and "do_sample" not in given:
+            values.pop("do_sample", None)  # who asks for a temperature wants to sample, whatever the file says
+        if values.get("do_sample") is False and "temperature" not in given:
+            values.pop("temperature", None)
+        return GenerationSettings(**values)
+
+    @overload
+    def generate(self, prompt: str, *, top: int = 0, truncate: bool = False, **settings: Any) -> Completion: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], *, top: int = 0, truncate: bool = False, **settings: Any
+    ) -> list[Completion]: ...
+    def generate(
+        self, prompt: str | Sequence[str], *, top: int = 0, truncate: bool = False, **settings: Any
+    ) -> Completion | list[Completion]:
+        """Complete a prompt; a list in gives a list out, each as it would be alone.
+
+        Settings are those of `loquela.generation.settings`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
+        `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `logit_bias`, `stop`, `seed`, `n`,
+        `do_sample`, `sampler_order`. With `n` above 1 each prompt gives n completions, one after the other in a list.
+        `top` asks for that many alternatives with each token. A prompt longer than the context window raises
+        `ContextWindowError`, or with `truncate` is cut to its last tokens (`Completion.truncated` says by how many).
+        """
+        chosen = self.settings(**settings)
+        completions = []
+        for text in [prompt] if isinstance(prompt, str) else prompt:
+            ids, cut = self.fit(text, chosen, truncate=truncate)
+            for completion in choices(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids):
+                completions.append(replace(completion, truncated=cut))
+        return completions[0] if isinstance(prompt, str) and chosen.n == 1 else completions
+
+    def stream(
+        self, prompt: str | Sequence[int], *, top: int = 5, truncate: bool = False, **settings: Any
+    ) -> Iterator[Piece]:
+        """Complete a prompt (text, or token ids as they are) token by token; see `generate`.
+
+        Each piece has its log-probability and the `top` most probable tokens.
+        """
+        chosen = self.settings(**settings)
+        ids, _ = self.fit(prompt, chosen, truncate=truncate)
+        return stream(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids)
+
+    def fit(
+        self, prompt: str | Sequence[int], settings: GenerationSettings, *, truncate: bool = False
+    ) -> tuple[list[int], int]:
+        """Return a prompt's token ids as the context window takes them, and how many were cut off at its start."""
+        ids = prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        kept = fit(ids, self.context_length, settings.max_new_tokens, truncate=truncate)
+        return kept, len(ids) - len(kept)
+
+    def save(self, directory: str | Path) -> None:
+        """Write the model as a Hugging Face directory, whole or not at all; raises `StorageError`."""
+        save_model(self.network, self._tokenizer, directory, generation_config=self.generation_config)
+
+    def _batch(self, ids: Ids) -> Tensor:
+        try:
+            tokens = torch.as_tensor(ids)
+        except (TypeError, ValueError):
+            raise UsageError("rows of token ids must be of one length, but are not: pass them one by one") from None
+        if tokens.dim() not in (1, 2) or tokens.numel() == 0 or tokens.is_floating_point():
+            raise UsageError(f"token ids must be whole numbers (seq,) or (batch, seq), not {[*tokens.shape]}")
+        if tokens.shape[-1] > self.context_length:
+            raise ContextWindowError(
+                f"token ids must fit the context window of {self.context_length} tokens, but are {tokens.shape[-1]}"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.network.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"token ids must be from 0 to {self.network.vocab_size - 1}, but one is {wrong}")
+        return tokens.reshape(-1, tokens.shape[-1]).to(next(self.network.parameters()).device, torch.int64)

@@ -1,0 +1,59 @@
+"""`loquela generate`: complete a prompt, from the command line or from a pipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loquela.cli.options import generation_options
+from loquela.cli.output import note, print_json
+from loquela.cli.terminal import piped_text, write
+
+__all__ = ["app"]
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command()
+@generation_options
+def generate(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; else what is piped in.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt too long to its last tokens.")] = False,
+    top: Annotated[int, typer.Option("--top", min=0, help="Alternatives that --json shows with each token.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **settings: Any,
+) -> None:
+    """Complete a prompt; the completion goes to stdout as it comes.
+
+    One line end at the end of a piped prompt is left out. A setting that is not given has the value of the model's
+    generation_config.json, else the default named here.
+    """
+    if prompt is None:
+        prompt = piped_text("--prompt TEXT, or echo TEXT | loquela generate -m DIR").removesuffix("\n")
+
+    from loquela.api import load
+
+    language_model = load(model)
+    chosen = language_model.settings(**settings)
+    ids, cut = language_model.fit(prompt, chosen, truncate=truncate)
+    if cut:
+        note(f"prompt cut to its last {len(ids)} tokens, {cut} fewer: the context window holds the completion too")
+    if json or chosen.n > 1:
+        completions = language_model.generate([prompt], top=top if json else 0, truncate=truncate, **settings)
+        if json:
+            found = [completion.as_dict() for completion in completions]
+            print_json(found[0] | ({"choices": found} if len(found) > 1 else {}))
+        else:
+            write("\n---\n".join(completion.text for completion in completions) + "\n")
+        longest = max(len(completion.tokens) for completion in completions)
+    else:
+        longest = 0
+        for piece in language_model.stream(ids, top=0, **settings):
+            write(piece.text)
+            longest += 1
+        write("\n")
+    if len(ids) + longest == language_model.context_length and longest < chosen.max_new_tokens:
+        note(f"stopped after {longest} tokens: the context window of {language_model.context_length} tokens is full")

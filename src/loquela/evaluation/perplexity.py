@@ -1,0 +1,140 @@
+"""How well a model expects a text: log-probability, perplexity, bits per byte.
+
+Bits per byte compare models with different tokenizers; perplexity, which is per token, does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from loquela.data.readers import Piece
+from loquela.errors import DataError, LoquelaError, UsageError
+from loquela.generation.decode import evaluating
+from loquela.models.base import Network
+from loquela.text.tokenizer import Tokenizer
+
+__all__ = ["Score", "score", "score_ids"]
+
+_HEAD_ROWS = 512
+"""Positions whose logits are in memory at a time: with a vocabulary of 150,000 a whole window would take gigabytes."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model thinks of a text. Logarithms are natural; bits are said to be bits."""
+
+    tokens: int
+    """Tokens that were scored."""
+    log_prob: float
+    """The sum of their log-probabilities."""
+    n_bytes: int
+    """UTF-8 bytes of the text that was scored."""
+    window: int
+    """Tokens that the model sees at most before the one it predicts."""
+    stride: int
+    """How far the window moves at a time; a token sees at least `window - stride` before it, if there are."""
+    notes: tuple[str, ...]
+    """What a reader of the figures must know."""
+    ids: npt.NDArray[np.int64]
+    """All tokens, the first included."""
+    log_probs: npt.NDArray[np.float64]
+    """The log-probability of each of `ids`; NaN for the first, which nothing precedes."""
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(-log_prob / tokens)`: the number of equally likely tokens that would be as hard to guess."""
+        return math.exp(-self.log_prob / self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """`-log2(probability) / n_bytes`: the size of the text if the model compressed it."""
+        return -self.log_prob / math.log(2) / self.n_bytes
+
+
+def score(
+    network: Network,
+    tokenizer: Tokenizer,
+    text: str | Iterable[Piece],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+) -> Score:
+    """Score a text, given whole or in the pieces that a reader cuts; between documents stands the EOS token.
+
+    `window` is the context window unless given, `stride` half the window: a token of a long text then sees at least
+    half a window, at twice the cost of `stride=window`, the way of a validation loss. Before the first token stands
+    BOS; without one the first token is given and not scored, and `notes` says so. Raises `DataError` for a text with
+    nothing to score.
+    """
+    pieces = [Piece(text, ends_document=True)] if isinstance(text, str) else text
+    ids: list[int] = []
+    first, n_bytes, ended = "", 0, False
+    for piece in pieces:
+        if piece.text:
+            if ids and ended and tokenizer.eos_id is not None:
+                ids.append(tokenizer.eos_id)
+            ids += tokenizer.encode(piece.text, add_special_tokens=n_bytes == 0)
+            first, n_bytes, ended = first or piece.text, n_bytes + len(piece.text.encode()), False
+        ended = ended or piece.ends_document
+    notes = []
+    if tokenizer.bos_id is None:
+        given = tokenizer.offsets(first)[0][1] if ids else 0
+        n_bytes -= len(first[:given].encode())
+        notes.append("the first token is given, not scored: this tokenizer has no BOS to predict it from")
+    elif ids[:1] != [tokenizer.bos_id]:
+        ids.insert(0, tokenizer.bos_id)
+    if len(ids) < 2 or n_bytes == 0:
+        raise DataError(f"a text must have a token to score after the first, but has {len(ids)} in all")
+    if tokenizer.unk_id is not None and (unknown := ids.count(tokenizer.unk_id)):
+        notes.append(f"{unknown} tokens are unknown to this tokenizer; what they hid costs nothing here")
+    window = network.context_length if window is None else window
+    stride = max(1, window // 2) if stride is None else stride
+    log_probs = score_ids(network, ids, window=window, stride=stride)
+    total = math.fsum(log_probs)
+    if not math.isfinite(total):
+        raise LoquelaError(f"log-probabilities must be finite, but sum to {total}: the model's weights are damaged")
+    return Score(
+        tokens=len(ids) - 1,
+        log_prob=total,
+        n_bytes=n_bytes,
+        window=window,
+        stride=stride,
+        notes=tuple(notes),
+        ids=np.array(ids, dtype=np.int64),
+        log_probs=np.concatenate(([math.nan], log_probs)),
+    )
+
+
+def score_ids(network: Network, ids: Sequence[int], *, window: int, stride: int) -> npt.NDArray[np.float64]:
+    """Return the log-probabilities (len(ids) - 1,) of each token but the first, given those before it in its window.
+
+    Windows of `window` tokens start every `stride` tokens; each scores the tokens that the one before it did not.
+    With `stride=window` they are the blocks of a validation loss. Raises `UsageError` for impossible sizes.
+    """
+    if not 1 <= window <= network.context_length:
+        raise UsageError(f"window must be from 1 to the context window of {network.context_length}, but is {window}")
+    if not 1 <= stride <= window:
+        raise UsageError(f"stride must be from 1 to the window of {window}, but is {stride}")
+    tokens = torch.tensor(ids, device=next(network.parameters()).device)
+    log_probs = np.empty(len(ids) - 1)
+    done = start = 0
+    while done < len(log_probs):
+        end = min(start + window, len(log_probs))
+        with evaluating(network):
+            hidden = network.hidden(tokens[None, start:end])[0]
+            while done < end:
+                stop = min(done + _HEAD_ROWS, end)
+                logits = network.head(hidden[done - start : stop - start])
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                losses = F.cross_entropy(logits, tokens[done + 1 : stop + 1], reduction="none")
+                log_probs[done:stop] = -losses.double().cpu().numpy()
+                done = stop
+        start += stride
+    return log_probs

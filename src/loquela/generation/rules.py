@@ -1,0 +1,152 @@
+"""The sampling rules: each one function, logits → logits.
+
+A rule sees one row of logits (vocab,) in float64, its setting's value, and what was said so far; it returns new
+logits, with -inf where it removes a token. Its name, its type (that of the default), its range and its help are
+declared once, by the decorator, and every flag, field and control derives from that. To add a rule, write its
+function here, at the place in the order where it belongs.
+
+NumPy and not torch: one thread, one order of summation, so the tokens do not depend on the machine's threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loquela.errors import UsageError
+from loquela.generation.setting import Setting
+
+__all__ = ["RULES", "History", "Logits", "Rule", "most_probable", "rule", "softmax"]
+
+Logits = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class History:
+    """The token ids before the one to choose."""
+
+    prompt: Sequence[int] = ()
+    completion: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, its setting, and the value with which it changes nothing."""
+
+    setting: Setting
+    off: Any
+    apply: Callable[[Logits, Any, History], Logits]
+
+
+RULES: dict[str, Rule] = {}
+"""Every rule by its setting's name, in the order in which they are applied."""
+
+
+def rule(
+    *, default: Any, off: Any, help: str, minimum: float = -math.inf, maximum: float = math.inf
+) -> Callable[[Callable[[Logits, Any, History], Logits]], Callable[[Logits, Any, History], Logits]]:
+    """Declare the decorated function as the rule of the setting that has its name."""
+
+    def declare(apply: Callable[[Logits, Any, History], Logits]) -> Callable[[Logits, Any, History], Logits]:
+        name = apply.__name__
+        RULES[name] = Rule(Setting(name, type(default), default, help, minimum, maximum), off, apply)
+        return apply
+
+    return declare
+
+
+def softmax(logits: Logits) -> Logits:
+    """Return the probabilities of `logits` (vocab,); exactly 0 where a logit is -inf."""
+    weights = np.exp(logits - logits.max())
+    probabilities: Logits = weights / weights.sum()
+    return probabilities
+
+
+def most_probable(logits: Logits, count: int) -> npt.NDArray[np.intp]:
+    """Return the ids of the `count` largest logits, largest first; of equal ones the lowest id comes first.
+
+    Removed tokens (-inf) are never among them.
+    """
+    ids = np.flatnonzero(logits > -np.inf)
+    if count < len(ids):
+        left = logits[ids]
+        threshold = np.partition(left, -count)[-count]
+        above, tied = ids[left > threshold], ids[left == threshold]
+        ids = np.sort(np.concatenate((above, tied[: count - len(above)])))
+    return ids[np.argsort(-logits[ids], kind="stable")]
+
+
+def _keep(logits: Logits, count: int) -> Logits:
+    kept = np.full_like(logits, -np.inf)
+    ids = most_probable(logits, count)
+    kept[ids] = logits[ids]
+    return kept
+
+
+@rule(default=1.0, off=1.0, minimum=0.01, help="Divide the odds of every token already in prompt or completion.")
+def repetition_penalty(logits: Logits, penalty: float, history: History) -> Logits:
+    """Positive logits of tokens already said are divided by `penalty`, negative ones multiplied (CTRL, 1909.05858)."""
+    said = np.unique(np.array([*history.prompt, *history.completion], dtype=np.intp))
+    logits = logits.copy()
+    logits[said] = np.where(logits[said] > 0, logits[said] / penalty, logits[said] * penalty)
+    return logits
+
+
+@rule(default=0.0, off=0.0, minimum=-2, maximum=2, help="Subtract from every token already in the completion.")
+def presence_penalty(logits: Logits, penalty: float, history: History) -> Logits:
+    """Subtract `penalty` once from each token of the completion (OpenAI's API)."""
+    logits = logits.copy()
+    logits[np.unique(np.array(history.completion, dtype=np.intp))] -= penalty
+    return logits
+
+
+@rule(default=0.0, off=0.0, minimum=-2, maximum=2, help="Subtract for each time a token is in the completion.")
+def frequency_penalty(logits: Logits, penalty: float, history: History) -> Logits:
+    """Subtract `penalty` times a token's count in the completion (OpenAI's API)."""
+    return logits - penalty * np.bincount(np.array(history.completion, dtype=np.intp), minlength=len(logits))
+
+
+@rule(default={}, off={}, minimum=-100, maximum=100, help='Add to the logits of token ids: {"ID": BIAS, …}.')
+def logit_bias(logits: Logits, biases: Mapping[int, float], history: History) -> Logits:
+    """Add each bias to its token's logit; raises `UsageError` for an id that the vocabulary does not have."""
+    logits = logits.copy()
+    for token, bias in biases.items():
+        if token >= len(logits):
+            raise UsageError(f"logit_bias must name tokens below the vocabulary's {len(logits)}, but names {token}")
+        logits[token] += bias
+    return logits
+
+
+@rule(default=0.8, off=1.0, minimum=0, help="Below 1 the probable becomes more probable; 0 is greedy.")
+def temperature(logits: Logits, degrees: float, history: History) -> Logits:
+    """Divide by the temperature; its limit 0 leaves the most probable token alone."""
+    if degrees == 0:
+        return _keep(logits, 1)
+    with np.errstate(over="ignore"):  # beside a temperature near 0, what is not the maximum becomes -inf
+        scaled: Logits = (logits - logits.max()) / degrees
+    return scaled
+
+
+@rule(default=25, off=0, minimum=0, help="Keep the K most probable tokens; 0 keeps all.")
+def top_k(logits: Logits, k: int, history: History) -> Logits:
+    """Keep exactly the `k` most probable tokens (arXiv:1805.04833); of equal ones those with the lowest ids."""
+    return _keep(logits, k)
+
+
+@rule(default=1.0, off=1.0, minimum=0, maximum=1, help="Keep the smallest set of tokens whose probability reaches P.")
+def top_p(logits: Logits, p: float, history: History) -> Logits:
+    """Keep the smallest set of most probable tokens whose probability reaches `p`, at least one (arXiv:1904.09751)."""
+    reached = np.cumsum(np.sort(softmax(logits))[::-1])
+    # the sum of many rounded numbers may miss by a hair a P that the exact sum meets
+    return _keep(logits, int(np.searchsorted(reached, p - 1e-12)) + 1)
+
+
+@rule(default=0.0, off=0.0, minimum=0, maximum=1, help="Remove tokens less probable than this share of the likeliest.")
+def min_p(logits: Logits, share: float, history: History) -> Logits:
+    """Remove tokens whose probability is below `share` times that of the most probable (arXiv:2407.01082)."""
+    return np.where(logits >= logits.max() + math.log(share), logits, -np.inf)

@@ -1,0 +1,73 @@
+"""Choosing a token: the rules one after the other, then one draw from what they leave.
+
+The draw is a pure function of the seed, the choice's number and the position, so a seed gives the same tokens
+whatever else runs beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loquela.errors import LoquelaError
+from loquela.generation.rules import RULES, History, Logits, softmax
+from loquela.generation.settings import SETTINGS, GenerationSettings
+
+__all__ = ["SETTINGS", "GenerationSettings", "History", "Stage", "choose", "distribution", "stages", "uniform"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one rule did: the logits (vocab,) before and after it, and its setting's name and value."""
+
+    name: str
+    value: Any
+    before: Logits
+    after: Logits
+
+    @property
+    def removed(self) -> float:
+        """The probability, before this rule, of the tokens that it removed."""
+        return float(softmax(self.before)[np.isneginf(self.after)].sum())
+
+
+def stages(logits: npt.ArrayLike, history: History, settings: GenerationSettings) -> Iterator[Stage]:
+    """Apply the rules that do something to one row of `logits` (vocab,), in order.
+
+    Raises `LoquelaError` for logits that are no distribution (NaN, +inf, all -inf).
+    """
+    row = np.asarray(logits, dtype=np.float64)
+    if not np.isfinite(row.max()):  # NaN if any is, -inf if all are
+        raise LoquelaError(f"logits must be finite, but their maximum is {row.max()}: the model's weights are damaged")
+    for name in settings.sampler_order:
+        rule, value = RULES[name], getattr(settings, name)
+        if value != rule.off:
+            after = rule.apply(row, value, history)
+            yield Stage(name, value, row, after)
+            row = after
+
+
+def distribution(logits: npt.ArrayLike, history: History, settings: GenerationSettings) -> Logits:
+    """Return the probabilities (vocab,) after all rules: they sum to 1, a removed token has exactly 0."""
+    row = np.asarray(logits, dtype=np.float64)
+    for stage in stages(row, history, settings):
+        row = stage.after
+    return softmax(row)
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """Return the number in [0, 1) that draws the token at `position` of completion number `choice`."""
+    digest = hashlib.blake2b(f"{seed}:{choice}:{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53  # as many bits as a float64 holds
+
+
+def choose(probabilities: Logits, uniform: float) -> int:
+    """Return the id that `uniform` in [0, 1) falls on when `probabilities` (vocab,) lie end to end, lowest id first."""
+    reached = np.cumsum(probabilities)
+    target = min(uniform * reached[-1], np.nextafter(reached[-1], 0))  # rounding must not step past the end
+    return int(np.searchsorted(reached, target, side="right"))

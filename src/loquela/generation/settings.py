@@ -1,0 +1,94 @@
+"""All settings of one generation, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loquela.errors import UsageError, nearest
+from loquela.generation.rules import RULES
+from loquela.generation.setting import Setting
+
+__all__ = ["SETTINGS", "GenerationSettings", "known_settings"]
+
+_LOOP = (
+    Setting("max_new_tokens", int, 200, "Stop after this many new tokens.", 0),
+    Setting("do_sample", bool, True, "Draw each token; false takes the most probable (greedy)."),
+    Setting("stop", tuple, (), "Stop before this text; may be given several times."),
+    Setting("seed", int, 0, "The same seed gives the same text."),
+    Setting("n", int, 1, "How many completions of each prompt.", 1),
+    Setting("sampler_order", tuple, tuple(RULES), "Rules that change places, as in top_k,temperature."),
+)
+SETTINGS: dict[str, Setting] = {s.name: s for s in (*_LOOP, *(rule.setting for rule in RULES.values()))}
+"""Every setting by name: those of the loop, then those of the sampling rules."""
+
+
+class GenerationSettings:
+    """Values of all settings; what is not given has its default. Immutable; each setting is an attribute.
+
+    Raises `UsageError`, one line, for an unknown name, a value out of range, or a temperature beside
+    `do_sample=False`, where it would have no effect.
+    """
+
+    max_new_tokens: int
+    do_sample: bool
+    stop: tuple[str, ...]
+    seed: int
+    n: int
+    sampler_order: tuple[str, ...]
+    """Every rule, in the order in which they are applied."""
+    _given: dict[str, Any]
+
+    def __init__(self, **given: Any) -> None:
+        for name in given:
+            if name not in SETTINGS:
+                raise UsageError(f"there is no generation setting {name!r}{nearest(name, SETTINGS)}")
+        values = {name: setting.check(given.get(name, setting.default)) for name, setting in SETTINGS.items()}
+        if not values["do_sample"]:
+            if given.get("temperature", 0) != 0:
+                raise UsageError(
+                    f"do_sample=false is greedy, so temperature must be left out, but is {values['temperature']}"
+                )
+            values["temperature"] = 0.0
+        values["sampler_order"] = _order(values["sampler_order"])
+        self.__dict__.update(values, _given=given)
+
+    def __getattr__(self, name: str) -> Any:  # reached only for names that __init__ did not set
+        raise AttributeError(f"GenerationSettings has no setting {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"settings are immutable; use replace({name}={value!r})")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GenerationSettings) and self.as_dict() == other.as_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        changed = {n: v for n, v in self.as_dict().items() if v != SETTINGS[n].default}
+        return f"GenerationSettings({', '.join(f'{n}={v!r}' for n, v in changed.items())})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all values by name."""
+        return {name: self.__dict__[name] for name in SETTINGS}
+
+    def replace(self, **changes: Any) -> GenerationSettings:
+        """Return settings with other values for the names given."""
+        return GenerationSettings(**(self._given | changes))
+
+
+def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick the settings out of a generation_config.json, which also holds much else; null means not given."""
+    return {name: value for name, value in values.items() if name in SETTINGS and value is not None}
+
+
+def _order(named: tuple[str, ...]) -> tuple[str, ...]:
+    """Put the `named` rules in their order into the places they have together; the others stay where they are."""
+    named = tuple(name for item in named for name in item.split(","))
+    for name in named:
+        if name not in RULES:
+            raise UsageError(f"sampler_order must name rules ({', '.join(RULES)}), but names {name!r}")
+    if len(set(named)) < len(named):
+        raise UsageError(f"sampler_order must name a rule once, but is {','.join(named)}")
+    queue = iter(named)
+    return tuple(next(queue) if name in named else name for name in RULES)
