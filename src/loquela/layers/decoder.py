@@ -15,10 +15,17 @@ __all__ = ["Decoder"]
 
 
 class Decoder(nn.Module):
-    """Blocks in a row. `windows` bounds how far back each layer looks (None: all the way); one bound serves all."""
+    """Blocks in a row, and a `norm` at the end where the architecture has one.
+
+    `windows` bounds how far back each layer looks (None: all the way); one bound serves all.
+    """
 
     def __init__(
-        self, layers: Iterable[nn.Module], norm: nn.Module, *, windows: int | Sequence[int | None] | None = None
+        self,
+        layers: Iterable[nn.Module],
+        norm: nn.Module | None = None,
+        *,
+        windows: int | Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -58,7 +65,7 @@ class Decoder(nn.Module):
                 memory=None if memory is None else memory[index],
                 memory_mask=memory_mask,
             )
-        return self.norm(x)  # type: ignore[no-any-return]
+        return x if self.norm is None else self.norm(x)
 
 
 def _mask(

@@ -33,29 +33,47 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """`down(activation(up(x)))` (arXiv:1706.03762, 3.3)."""
+    """`down(activation(up(x)))` (arXiv:1706.03762, 3.3), with dropout before the way back where there is some."""
 
-    def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor], *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: Callable[[Tensor], Tensor],
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.up_proj = nn.Linear(dim, hidden, bias)
         self.down_proj = nn.Linear(hidden, dim, bias)
         self.activation = activation
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (…, dim) to the same shape."""
-        return self.down_proj(self.activation(self.up_proj(x)))  # type: ignore[no-any-return]
+        return self.down_proj(self.dropout(self.activation(self.up_proj(x))))  # type: ignore[no-any-return]
 
 
 class GatedFeedForward(nn.Module):
     """`down(activation(gate(x)) ⊙ up(x))`: SwiGLU when the activation is SiLU (arXiv:2002.05202)."""
 
-    def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor], *, bias: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        activation: Callable[[Tensor], Tensor],
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(dim, hidden, bias)
         self.up_proj = nn.Linear(dim, hidden, bias)
         self.down_proj = nn.Linear(hidden, dim, bias)
         self.activation = activation
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` (…, dim) to the same shape."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(self.dropout(self.activation(self.gate_proj(x)) * self.up_proj(x)))  # type: ignore[no-any-return]

@@ -16,8 +16,10 @@ def sinusoids(length: int, dim: int, base: float = 10_000.0) -> Tensor:
 
     Even columns hold `sin(position / base^(2i/dim))`, odd columns the cosine of the same angle.
     """
-    angles = torch.arange(length).float()[:, None] * rotary_frequencies(dim + dim % 2, base)  # (length, ⌈dim/2⌉)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim]
+    wide = torch.float64  # in float32 the angle of position 1000 is off by 1e-4
+    frequencies = base ** -(torch.arange(0, dim, 2, dtype=wide) / dim)  # (⌈dim/2⌉,)
+    angles = torch.arange(length, dtype=wide)[:, None] * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim].float()
 
 
 def rotary_frequencies(head_dim: int, base: float = 10_000.0) -> Tensor:
