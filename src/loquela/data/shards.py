@@ -7,7 +7,6 @@ four; `corpus.json` beside them says what they are and which text and tokenizer 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -21,13 +20,14 @@ import numpy.typing as npt
 from loquela.data import corpora
 from loquela.data.readers import Piece, Source, file_hash, measure, read_pieces
 from loquela.data.splits import split_at
+from loquela.data.tokens import encode_pieces
 from loquela.errors import DataError, StorageError
 from loquela.text.tokenizer import Tokenizer
 
 __all__ = ["Corpus", "TokenFile", "build"]
 
 _FORMAT = 1
-_BATCH = 32  # pieces that are tokenised together: about a megabyte of text
+_FILES = ("train.bin", "val.bin", "corpus.json")
 Progress = Callable[[int, int], None]
 """Called with (characters done, characters in all)."""
 
@@ -85,72 +85,83 @@ def build(
     measured = measure(source, encoding=encoding)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory, wanted, measured, tokenizer, encoding, validation_fraction, progress)
+        _write(directory, wanted, measured, tokenizer, progress)
     except OSError as error:
         raise StorageError(f"the tokens could not be written to {directory}: {error.strerror}") from error
+    finally:
+        for name in _FILES:
+            (directory / f"{name}.part").unlink(missing_ok=True)
     made = _open(directory, wanted)
     if made is None:
-        raise StorageError(f"the tokens in {directory} are not what was written a moment ago; check the disk")
+        raise StorageError(
+            f"the tokens in {directory} must be what was written a moment ago, but are not; see the disk"
+        )
     return made
 
 
 def _write(
-    directory: Path,
-    wanted: dict[str, Any],
-    source: Source,
-    tokenizer: Tokenizer,
-    encoding: str,
-    validation_fraction: float,
-    progress: Progress | None,
+    directory: Path, wanted: dict[str, Any], source: Source, tokenizer: Tokenizer, progress: Progress | None
 ) -> None:
     """Write both token files under other names, then put all in place, corpus.json last."""
-    border = split_at(source.size, validation_fraction)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    notes = list(source.notes)
-    parts: dict[str, dict[str, Any]] = {}
-    done = unknown = 0
-    for name, start, stop in (("train", 0, border), ("val", border, None)):
-        digest, count, n_bytes = hashlib.sha256(), 0, 0
-        pieces = read_pieces(source.path, encoding=encoding, start=start, stop=stop) if start != stop else iter(())
-        with (directory / f"{name}.bin.part").open("wb") as file:
-            for batch in _batches(pieces):
-                for ids, piece in zip(_encode(tokenizer, batch, source.is_document_set), batch, strict=True):
-                    array = np.asarray(ids, dtype=dtype)
-                    file.write(array.data)
-                    digest.update(array.data)
-                    count += len(array)
-                    n_bytes += len(piece.text.encode())
-                    done += len(piece.text)
-                    unknown += int((array == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
-                if progress is not None:
-                    progress(done, source.characters)
-            _sync(file)
-        parts[name] = {"tokens": count, "bytes": n_bytes, "sha256": digest.hexdigest()}
-    if unknown:
-        notes.append(
-            f"the tokenizer does not know {unknown:,} places of the text: bits per byte leave out what they say"
+    border = split_at(source.size, wanted["validation_fraction"])
+    end = [tokenizer.eos_id] if tokenizer.eos_id is not None and source.is_document_set else []
+    meter = _Meter(source.characters, progress)
+    parts = {}
+    for name, start, stop in (("train.bin", 0, border), ("val.bin", border, source.size)):
+        pieces = (
+            read_pieces(source.path, encoding=wanted["encoding"], start=start, stop=stop) if start < stop else iter(())
         )
-    record = {**wanted, "dtype": dtype, "parts": parts, "notes": notes}
-    (directory / "corpus.json").unlink(missing_ok=True)
-    for name in parts:
-        (directory / f"{name}.bin.part").replace(directory / f"{name}.bin")
+        rows = meter.watch(encode_pieces(tokenizer, pieces, end=end), tokenizer)
+        with (directory / f"{name}.part").open("wb") as file:
+            parts[name] = _write_tokens(file, rows, dtype)
+    record = {**wanted, "dtype": dtype, "parts": parts, "notes": [*source.notes, *meter.notes(source, border)]}
     with (directory / "corpus.json.part").open("wb") as file:
         file.write((json.dumps(record, indent=2) + "\n").encode())
         _sync(file)
-    (directory / "corpus.json.part").replace(directory / "corpus.json")
+    (directory / "corpus.json").unlink(missing_ok=True)
+    for name in _FILES:
+        (directory / f"{name}.part").replace(directory / name)
 
 
-def _encode(tokenizer: Tokenizer, batch: list[Piece], is_document_set: bool) -> Iterator[list[int]]:
-    end = [] if tokenizer.eos_id is None or not is_document_set else [tokenizer.eos_id]
-    encoded = tokenizer.encode_batch([piece.text for piece in batch], add_special_tokens=False)
-    for ids, piece in zip(encoded, batch, strict=True):
-        yield ids + end if piece.ends_document else ids
+def _write_tokens(file: BinaryIO, rows: Iterable[tuple[list[int], Piece]], dtype: str) -> dict[str, Any]:
+    digest, count, n_bytes = hashlib.sha256(), 0, 0
+    for ids, piece in rows:
+        array = np.asarray(ids, dtype=dtype)
+        file.write(array.data)
+        digest.update(array.data)
+        count += len(array)
+        n_bytes += len(piece.text.encode())
+    _sync(file)
+    return {"tokens": count, "bytes": n_bytes, "sha256": digest.hexdigest()}
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    pieces = iter(pieces)
-    while batch := list(itertools.islice(pieces, _BATCH)):
-        yield batch
+class _Meter:
+    """Watches the rows go by: how far it is, and what the tokenizer does not keep."""
+
+    def __init__(self, characters: int, progress: Progress | None) -> None:
+        self.characters, self.progress = characters, progress
+        self.done = self.unknown = 0
+        self.is_lossy = False
+
+    def watch(self, rows: Iterable[tuple[list[int], Piece]], tokenizer: Tokenizer) -> Iterator[tuple[list[int], Piece]]:
+        for ids, piece in rows:
+            if self.done == 0:  # one piece shows whether blanks, line ends or case are lost
+                plain = ids[:-1] if piece.ends_document and ids[-1:] == [tokenizer.eos_id] else ids
+                self.is_lossy = tokenizer.decode(plain, skip_special_tokens=False) != piece.text
+            self.done += len(piece.text)
+            self.unknown += 0 if tokenizer.unk_id is None else ids.count(tokenizer.unk_id)
+            if self.progress is not None:
+                self.progress(self.done, self.characters)
+            yield ids, piece
+
+    def notes(self, source: Source, border: int) -> Iterator[str]:
+        lost = [f"{self.unknown:,} unknown tokens"] if self.unknown else []
+        lost += ["blanks, line ends or case"] if self.is_lossy else []
+        if lost:
+            yield f"the tokenizer does not keep the text exactly ({', '.join(lost)}); bits per byte leave that out"
+        if border >= source.size:
+            yield "nothing is held out for validation"
 
 
 def _sync(file: BinaryIO) -> None:
@@ -164,15 +175,16 @@ def _open(directory: Path, wanted: dict[str, Any]) -> Corpus | None:
         record = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
         if any(record.get(key) != value for key, value in wanted.items()):
             return None
-        opened = []
-        for name in ("train", "val"):
-            part, file = record["parts"][name], directory / f"{name}.bin"
-            if file_hash(file) != part["sha256"]:
-                return None
-            tokens = (
-                np.memmap(file, dtype=record["dtype"], mode="r") if part["tokens"] else np.empty(0, record["dtype"])
-            )
-            opened.append(TokenFile(tokens, part["bytes"]))
-        return Corpus(opened[0], opened[1], list(record["notes"]))
+        train, validation = (
+            _open_tokens(directory / name, part, record["dtype"]) for name, part in record["parts"].items()
+        )
+        return Corpus(train, validation, list(record["notes"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError):
-        return None  # whatever it was, it is made again
+        return None  # whatever lies there, it is made again
+
+
+def _open_tokens(file: Path, part: dict[str, Any], dtype: str) -> TokenFile:
+    if file_hash(file) != part["sha256"]:
+        raise DataError(f"{file} must be as it was written, but is not")
+    tokens = np.memmap(file, dtype=dtype, mode="r") if part["tokens"] else np.empty(0, dtype)
+    return TokenFile(tokens, part["bytes"])

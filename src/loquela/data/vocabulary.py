@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from loquela.data.readers import measure, read_pieces
 from loquela.data.splits import split_at
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["train_tokenizer"]
+__all__ = ["bytes_per_token", "train_tokenizer"]
 
 SAMPLE = 1 << 25
 """Characters that a vocabulary is learnt from at most; more of the same language changes it little."""
@@ -54,3 +55,14 @@ def train_tokenizer(
     notes.extend([tokenizer.note] if tokenizer.note else [])
     tokenizer.note = "; ".join(notes) or None
     return tokenizer
+
+
+def bytes_per_token(tokenizer: Tokenizer, data: Sequence[str | Path], *, encoding: str = "utf-8") -> float:
+    """Return how many bytes of UTF-8 a token stands for, on the first million characters or so of each file."""
+    n_bytes = n_tokens = 0
+    for file in data:
+        pieces = read_pieces(corpora.resolve(file), encoding=encoding)
+        texts = [piece.text for piece in itertools.islice(pieces, 32)]
+        n_bytes += sum(len(text.encode()) for text in texts)
+        n_tokens += sum(map(len, tokenizer.encode_batch(texts, add_special_tokens=False)))
+    return n_bytes / max(1, n_tokens)

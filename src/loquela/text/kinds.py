@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from loquela.errors import TokenizerError, nearest
+from loquela.errors import TokenizerError, UsageError, nearest
 
 __all__ = ["DEFAULT_VOCAB_SIZE", "KINDS", "train"]
 
@@ -39,7 +39,7 @@ def _byte_level(model: models.Model, *, words: bool = True) -> tokenizers.Tokeni
 def _room(vocab_size: int | None, least: int, why: str) -> int:
     size = DEFAULT_VOCAB_SIZE if vocab_size is None else vocab_size
     if size < least:
-        raise TokenizerError(f"vocab_size must be at least {least} ({why}), but is {size}")
+        raise UsageError(f"vocab_size must be at least {least} ({why}), but is {size}")
     return size
 
 
@@ -131,11 +131,11 @@ def train(
 ) -> tuple[tokenizers.Tokenizer, str | None]:
     """Train a tokenizer of one of `KINDS`; return it and what is to be said aloud about it.
 
-    Raises `TokenizerError` for an unknown kind, a text without any character, and a `vocab_size` that cannot hold
-    what the kind always needs.
+    Raises `UsageError` for an unknown kind and a `vocab_size` that cannot hold what the kind always needs,
+    `TokenizerError` for a text without any character.
     """
     if kind not in _RECIPES:
-        raise TokenizerError(
+        raise UsageError(
             f"the kind of a tokenizer must be one of {', '.join(KINDS)}, but is {kind!r}{nearest(kind, KINDS)}"
         )
     empty = True

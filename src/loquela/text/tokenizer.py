@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders
 
-from loquela.errors import StorageError, TokenizerError
+from loquela.errors import TokenizerError
+from loquela.text import directory as files
 from loquela.text import kinds
 from loquela.text.kinds import KINDS
+from loquela.text.library import BYTE_OF, library_errors
 from loquela.text.streaming import StreamDecoder
 
 __all__ = ["KINDS", "StreamDecoder", "Tokenizer"]
 
-ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _CONVENTIONAL = {
     "bos": ("<s>", "<|begin_of_text|>", "<bos>"),
     "eos": ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>"),
@@ -30,7 +30,7 @@ _CONVENTIONAL = {
     "cls": ("[CLS]",),
     "mask": ("<mask>", "[MASK]"),
 }
-"""Role → the names under which a special token has it, when a tokenizer is trained."""
+"""Role → the names under which a special token has it, when a tokenizer is trained; the first that is there."""
 
 
 class Tokenizer:
@@ -72,9 +72,10 @@ class Tokenizer:
         """Train a tokenizer of a kind in `KINDS` on texts (see `loquela.text.kinds`).
 
         `vocab_size` counts the special tokens. None is 4096 pieces, or all characters, or all bytes. A text that
-        supports fewer gives fewer, and `note` says so. Raises `TokenizerError`.
+        supports fewer gives fewer, and `note` says so. Raises `UsageError` and
+        `TokenizerError`.
         """
-        with _library_errors(f"a {kind} tokenizer cannot be trained on this text"):
+        with library_errors(f"a {kind} tokenizer cannot be trained on this text"):
             backend, note = kinds.train(kind, texts, vocab_size, special_tokens)
             source = backend.to_str(pretty=True)
             backend = tokenizers.Tokenizer.from_str(source)  # a score may differ in its last bit once it was written
@@ -88,42 +89,18 @@ class Tokenizer:
 
         Raises `TokenizerError` when it is missing or cannot be read.
         """
-        path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise TokenizerError(f"a tokenizer must have a tokenizer.json, but {file} does not exist")
-        with _library_errors(f"{file} must be a tokenizer.json, but cannot be read"):
-            source = file.read_text(encoding="utf-8")
-            backend = tokenizers.Tokenizer.from_str(source)
+        found = files.read(Path(path))
+        with library_errors(f"{path} must hold a tokenizer.json of the tokenizers library, but it cannot be read"):
+            backend = tokenizers.Tokenizer.from_str(found.json)
         backend.no_truncation()  # nothing is cut or filled up behind the caller's back
         backend.no_padding()
-        config = _read_json(file.parent / "tokenizer_config.json")
-        special = _read_json(file.parent / "special_tokens_map.json")
-        roles = {}
-        for role in ROLES:
-            name = _content(config.pop(f"{role}_token", None)) or _content(special.get(f"{role}_token"))
-            if name is not None:
-                roles[role] = name
-        template = _default_template(config.pop("chat_template", None))
-        jinja = file.parent / "chat_template.jinja"
-        if jinja.is_file():
-            template = jinja.read_text(encoding="utf-8")
-        return cls(backend, roles=roles, config=config, chat_template=template, source=source)
+        return cls(
+            backend, roles=found.roles, config=found.config, chat_template=found.chat_template, source=found.json
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and the files beside it, which transformers opens; raises `StorageError`."""
-        directory = Path(directory)
-        named = {f"{role}_token": name for role, name in self.roles.items()}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "tokenizer.json").write_text(self.json, encoding="utf-8")
-            _write_json(directory / "tokenizer_config.json", {**config, **self.config, **named})
-            _write_json(directory / "special_tokens_map.json", named)
-            if self.chat_template is not None:
-                (directory / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"the tokenizer could not be written to {directory}: {error.strerror}") from error
+        files.write(Path(directory), files.TokenizerFiles(self.json, self.roles, self.config, self.chat_template))
 
     # -- text and ids
 
@@ -133,9 +110,20 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Return the token ids of each text; uses all cores."""
-        with _library_errors("text must be whole Unicode characters"):
+        with library_errors("text must be whole Unicode characters"):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
+
+    def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts that each follow a line end of a longer text, without any special token around.
+
+        Some tokenizers put a blank before the first word of a text (LLaMA's, T5's); here no text is the first.
+        """
+        if self._stands_alone:
+            return self.encode_batch(texts, add_special_tokens=False)
+        lead = self.encode("\n", add_special_tokens=False)
+        rows = self.encode_batch(["\n" + text for text in texts], add_special_tokens=False)
+        return [row[len(lead) :] for row in rows]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are no text show as U+FFFD."""
@@ -165,7 +153,7 @@ class Tokenizer:
         if token_id in self._special_ids:
             return str(piece)
         if self._is_byte_level:
-            raw = bytes(_BYTE_OF.get(c, 0x3F) for c in piece)
+            raw = bytes(BYTE_OF.get(c, 0x3F) for c in piece)
             try:
                 return raw.decode()
             except UnicodeDecodeError:
@@ -181,6 +169,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included: the rows that an embedding needs."""
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Tokens that mark rather than say something, and their ids."""
+        return {t.content: i for i, t in sorted(self.backend.get_added_tokens_decoder().items()) if t.special}
 
     @property
     def bos_id(self) -> int | None:
@@ -207,7 +200,7 @@ class Tokenizer:
         """The token that hides another in masked language modelling."""
         return self._role("mask")
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """One of `KINDS`, told from what the tokenizer does; other libraries' are named after their model."""
         model = json.loads(self.json)["model"]
@@ -215,14 +208,19 @@ class Tokenizer:
             return str(model["type"]).lower()
         return "byte" if self._is_byte_level else "char"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content of tokenizer.json."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     @cached_property
+    def _stands_alone(self) -> bool:
+        whole, *parts = self.encode_batch(["a\nb", "a\n", "b"], add_special_tokens=False)
+        return whole == parts[0] + parts[1]
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
-        return frozenset(i for i, t in self.backend.get_added_tokens_decoder().items() if t.special)
+        return frozenset(self.special_tokens.values())
 
     @cached_property
     def _is_byte_level(self) -> bool:
@@ -231,59 +229,3 @@ class Tokenizer:
     def _role(self, role: str) -> int | None:
         name = self.roles.get(role)
         return None if name is None else self.id_of(name)
-
-
-def _byte_of() -> dict[str, int]:
-    """Return GPT-2's table: the printable character that stands for a byte → the byte."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [b for b in range(256) if b not in shown]
-    return {chr(b): b for b in shown} | {chr(256 + i): b for i, b in enumerate(hidden)}
-
-
-_BYTE_OF = _byte_of()
-assert set(_BYTE_OF) == set(pre_tokenizers.ByteLevel.alphabet())
-
-
-@contextmanager
-def _library_errors(what: str) -> Iterator[None]:
-    """Turn whatever the Rust library raises, its panics included, into a `TokenizerError`."""
-    try:
-        yield
-    except TokenizerError:
-        raise
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"{what}: {' '.join(str(error).split())[:200]}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    with _library_errors(f"{file} must be a JSON object, but cannot be read"):
-        value = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{file} must be a JSON object, but is a {type(value).__name__}")
-    return value
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _content(token: Any) -> str | None:
-    """A special token is written as its text, or as an object that says more about it."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _default_template(template: Any) -> str | None:
-    """A chat template is written as itself, or as a list of named ones, of which `default` is ours."""
-    if isinstance(template, list):
-        template = next(
-            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
-        )
-    return template if isinstance(template, str) else None
