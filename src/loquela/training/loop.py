@@ -1,0 +1,246 @@
+"""The training loop: update after update, with what is due at each boundary between two of them.
+
+All that is random is a pure function of (seed, step). So a run is decided by its recipe and its text, and what a
+checkpoint must hold is only the step, the weights, the optimizer and how far the log had come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loquela.data.batches import BlockOrder
+from loquela.data.objectives import OBJECTIVES, Batch
+from loquela.data.shards import Corpus
+from loquela.errors import NonFiniteError
+from loquela.generation.completion import stream
+from loquela.generation.settings import GenerationSettings
+from loquela.models.base import Network
+from loquela.text.tokenizer import Tokenizer
+from loquela.training import state as states
+from loquela.training.events import Listener, Note, Sampled, Saved, Started, Stepped, Validated
+from loquela.training.log import LossLog, Row, Timing
+from loquela.training.optimizers import Optimizers
+from loquela.training.recipe import Recipe
+from loquela.training.schedules import rate
+from loquela.training.state import State
+from loquela.training.step import train_step
+from loquela.training.validation import Validation, validate
+
+__all__ = ["Run", "opening", "steps_of"]
+
+SAMPLE_TOKENS = 60
+OPENING_WORDS = 3
+_GOLDEN = 0x9E37_79B9_7F4A_7C15
+
+
+def steps_of(recipe: Recipe, train_tokens: int) -> int:
+    """Return how many updates a recipe asks for on a text of so many tokens."""
+    if recipe.max_steps is not None:
+        return recipe.max_steps
+    per_epoch = (train_tokens - 1) / (recipe.block_size * recipe.batch_size)
+    return max(1, round(recipe.num_train_epochs * per_epoch))
+
+
+def opening(tokenizer: Tokenizer, corpus: Corpus) -> str:
+    """Return a few words of the held-out text to go on from: the beginning of its first whole line that has some."""
+    lines = tokenizer.decode(corpus.validation.tokens[:200].tolist()).split("\n")
+    words = next((words for line in lines[1:] if len(words := line.split()) >= OPENING_WORDS), lines[0].split())
+    return " ".join(words[:OPENING_WORDS])
+
+
+@dataclass
+class Run:
+    """Everything that a run needs, and `train`, which brings it to its end or to an interruption."""
+
+    recipe: Recipe
+    network: Network
+    tokenizer: Tokenizer
+    corpus: Corpus
+    optimizer: Optimizers
+    directory: Path
+    listener: Listener
+    stopping: Callable[[], bool]
+    state: State = field(default_factory=State)
+    best: dict[str, Tensor] | None = None
+    """The weights of the best validation, where the recipe keeps them and they are not the present ones."""
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.steps = steps_of(recipe, len(self.corpus.train))
+        self.order = BlockOrder(len(self.corpus.train), recipe.block_size, recipe.batch_size, recipe.seed)
+        self.dtype: torch.dtype = getattr(torch, recipe.dtype)
+        self._saved = self._sampled = self.state.step
+
+    def train(self) -> bool:
+        """Train until the last update; False when it was interrupted. Either way the state is in a checkpoint.
+
+        Raises `NonFiniteError` before the update that would take in a NaN, `StorageError` when the disk is full.
+        """
+        self.log = LossLog(self.directory / "loss.csv", self.state.log_size)
+        if self.log.lost:
+            self.listener(Note("loss.csv has lost rows that were written before this checkpoint"))
+        self.timing = Timing(self.directory / "timing.csv")
+        self._first_tokens = self.state.tokens
+        try:
+            self.listener(self._started())
+            self.network.train()
+            while self._boundary():
+                self._update()
+            return self.state.step == self.steps and self.state.logged == self.steps
+        finally:
+            self.log.close()
+            self.timing.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all sessions; validations, samples and checkpoints are in it."""
+        return self.timing.seconds
+
+    def _boundary(self) -> bool:
+        """Do what is due between two updates; return whether another one follows."""
+        recipe, step, last = self.recipe, self.state.step, self.state.step == self.steps
+        if step and self.state.logged < step and (last or _due(recipe.logging_steps, step) or self._validates(step)):
+            self._write_row()  # not at all if a signal comes meanwhile; then it is the first thing when resumed
+        going_on = not last and not self.stopping()
+        if _due(recipe.sample_steps, step) and going_on and step > self._sampled:
+            self._sample()
+        if step > self._saved and (not going_on or _due(recipe.save_steps, step)):
+            self._save()
+        return going_on
+
+    def _update(self) -> None:
+        step = self.state.step
+        starts = self.order.indices(step)
+        try:
+            report = train_step(
+                self.network,
+                self.optimizer,
+                self._batch(step, starts),
+                step,
+                self._factor(step),
+                micro_batch=self.recipe.per_device_train_batch_size,
+                max_grad_norm=self.recipe.max_grad_norm,
+                dtype=self.dtype,
+                stopping=self.stopping,
+            )
+        except NonFiniteError as error:
+            saved = f"checkpoint-{self._saved} is the last one saved" if self._saved else "no checkpoint was saved yet"
+            raise NonFiniteError(
+                f"step {step + 1} was stopped before its update: {error}; its samples start at tokens "
+                f"{', '.join(map(str, starts))} of the training text; the weights of step {step} are unchanged, "
+                f"{saved}. Lower learning_rate or set max_grad_norm, in another output_dir"
+            ) from None
+        if report is None:
+            return
+        state = self.state
+        state.step += 1
+        state.tokens += report.tokens
+        state.loss_sum += report.loss * report.tokens
+        state.loss_tokens += report.tokens
+        state.gradient_norm = report.gradient_norm
+        self.listener(Stepped(state.step, report.loss, state.tokens, self.seconds))
+
+    def _batch(self, step: int, starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Batch:
+        """Draw the batch of a step, and set torch's generator for what the network draws (dropout)."""
+        seed = self.recipe.seed
+        torch.manual_seed((seed * _GOLDEN + step) % 2**63)
+        generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+        return OBJECTIVES[self.recipe.objective](self.order.blocks(self.corpus.train.tokens, starts), generator)
+
+    def _factor(self, step: int) -> float:
+        return rate(self.recipe.lr_scheduler_type, step, self.steps, self.recipe.warmup(self.steps))
+
+    def _started(self) -> Started:
+        return Started(
+            step=self.state.step,
+            steps=self.steps,
+            parameters=self.network.parameter_count(),
+            vocabulary=self.network.vocab_size,
+            train_tokens=len(self.corpus.train),
+            train_bytes=self.corpus.train.n_bytes,
+            val_tokens=len(self.corpus.validation) - 1,
+            tokens_per_step=self.recipe.batch_size * self.recipe.block_size,
+        )
+
+    # -- what is due at a boundary
+
+    def _validates(self, step: int) -> bool:
+        return step == self.steps or _due(self.recipe.eval_steps, step)
+
+    def _write_row(self) -> None:
+        state, validation = self.state, None
+        if self._validates(state.step):
+            validation = self._validate()
+            if validation is None:
+                return
+        state.train_loss = state.loss_sum / state.loss_tokens
+        row = Row(
+            step=state.step,
+            tokens=state.tokens,
+            train_loss=state.train_loss,
+            val_loss=None if validation is None else validation.loss,
+            learning_rate=self.recipe.learning_rate * self._factor(state.step - 1),
+            grad_norm=state.gradient_norm,
+        )
+        self.log.write(row)
+        self.timing.write(state.step, state.tokens - self._first_tokens)
+        state.loss_sum, state.loss_tokens, state.logged = 0.0, 0, state.step
+        if validation is not None:
+            self._note_best(validation, state.train_loss)
+
+    def _validate(self) -> Validation | None:
+        return validate(
+            self.network,
+            self.corpus.validation,
+            block=self.recipe.block_size,
+            batch_size=self.recipe.per_device_eval_batch_size,
+            dtype=self.dtype,
+            stopping=self.stopping,
+        )
+
+    def _note_best(self, validation: Validation, train_loss: float) -> None:
+        state = self.state
+        state.validation = validation
+        better = state.best is None or validation.loss < state.best.loss
+        if better:
+            state.best, state.best_step = validation, state.step
+            if self.recipe.load_best_model_at_end and state.step < self.steps:
+                self.best = {n: p.detach().clone() for n, p in self.network.named_parameters()}
+        self.listener(Validated(state.step, train_loss, validation.loss, validation.bits_per_byte, better))
+
+    def _sample(self) -> None:
+        self._sampled = self.state.step
+        prompt = self.recipe.sample_prompt
+        if prompt is None:
+            prompt = opening(self.tokenizer, self.corpus)
+        settings = GenerationSettings(max_new_tokens=SAMPLE_TOKENS, seed=self.recipe.seed)
+        text = ""
+        for piece in stream(self.network, self.tokenizer, prompt, settings):
+            text += piece.text
+            if self.stopping():
+                return
+        self.listener(Sampled(self.state.step, prompt, text))
+
+    def _save(self) -> None:
+        self._saved = self.state.step
+        self.state.log_size = self.log.sync()
+        target = states.save(
+            self.directory,
+            network=self.network,
+            tokenizer=self.tokenizer,
+            optimizer=self.optimizer,
+            state=self.state,
+            best=self.best if self.state.best_step != self.state.step else None,
+            keep=self.recipe.save_total_limit,
+        )
+        self.listener(Saved(self.state.step, target))
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step > 0 and step % every == 0

@@ -1,0 +1,278 @@
+"""The recipe of a training run: YAML, or a dict, checked to the last key before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from loquela.data.corpora import resolve
+from loquela.data.objectives import OBJECTIVES
+from loquela.errors import RecipeError, nearest
+from loquela.text.tokenizer import KINDS
+from loquela.training.schedules import SCHEDULES
+
+__all__ = ["Muon", "Recipe", "Tokenizer"]
+
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+_MAX_BYTES = 1 << 20
+
+FREE = frozenset(
+    """output_dir overwrite_output_dir resume_from_checkpoint save_steps save_total_limit logging_steps sample_steps
+    sample_prompt report_to""".split()
+)
+"""Keys that change nothing in the weights: a run may go on with other values of these."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Tokenizer(_Strict):
+    """A tokenizer to train on the text of the run."""
+
+    kind: str = Field(default="bpe", description=f"One of {', '.join(KINDS)}.")
+    vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = Field(
+        default=None, description="Pieces, special ones too."
+    )
+
+
+class Muon(_Strict):
+    """Settings of Muon, which trains the matrices inside the blocks; see `loquela.training.optimizers`."""
+
+    learning_rate: Size = Field(default=0.05, description="Size of a step, before √max(1, rows / columns).")
+    momentum: Fraction = Field(default=0.88, description="Share of the past in the running mean of gradients.")
+    momentum_start: Fraction = Field(default=0.85, description="The momentum of the first step.")
+    momentum_warmup_steps: int = Field(default=100, ge=0, description="Steps until the momentum is reached.")
+    ns_steps: int = Field(default=4, ge=1, le=5, description="Iterations that make the update orthogonal.")
+
+
+class Recipe(_Strict):
+    """All that decides a run. Names are those of Hugging Face's Trainer wherever it has one."""
+
+    model: dict[str, Any] | str = Field(
+        description="A config.json to start afresh (vocab_size is the tokenizer's), or the directory of a model."
+    )
+    tokenizer: Tokenizer | str | None = Field(
+        default=None,
+        description="What to train, or a directory; none: a BPE of 1024 pieces, or the starting model's own.",
+    )
+    data: str = Field(description="A text file, or the name of a corpus in the package.")
+    encoding: str = Field(default="utf-8", description="How the bytes of the file are text.")
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="Held out from the end.")
+    objective: str = Field(default="causal", description=f"One of {', '.join(OBJECTIVES)}.")
+    block_size: Count = Field(default=128, description="Tokens of one sample; the context window that is trained.")
+
+    output_dir: str = Field(description="Where the run lives: model, checkpoints, logs, tokens.")
+    overwrite_output_dir: bool = Field(default=False, description="Begin anew in a directory that holds another run.")
+    resume_from_checkpoint: bool | str = Field(
+        default=True, description="true: the newest intact checkpoint; a directory: that one; false: begin anew."
+    )
+
+    per_device_train_batch_size: Count = Field(default=8, description="Samples computed at once.")
+    per_device_eval_batch_size: Count = Field(default=32, description="Samples computed at once when validating.")
+    gradient_accumulation_steps: Count = Field(default=1, description="Such batches in one update.")
+    num_train_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=1.0, description="Passes over the text; max_steps wins where both are given."
+    )
+    max_steps: Count | None = Field(default=None, description="Updates in all.")
+
+    optim: Literal["adamw_torch_fused", "muon"] = Field(
+        default="muon", description="muon: Muon for the matrices of the blocks, AdamW for the rest; or AdamW for all."
+    )
+    learning_rate: Size = Field(default=1e-3, description="AdamW's.")
+    muon: Muon = Field(default=Muon(), description="Muon's own settings.")
+    weight_decay: Size = Field(default=0.0, description="Decoupled, of matrices only.")
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-10
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Clip the gradient; none: never."
+    )
+    lr_scheduler_type: str = Field(default="linear", description=f"One of {', '.join(SCHEDULES)}.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Steps of a rising rate; wins over warmup_ratio."
+    )
+    warmup_ratio: Fraction = Field(default=0.0, description="The same as a share of all steps.")
+
+    logging_steps: Count = Field(default=10, description="Rows of loss.csv: the mean loss of so many steps.")
+    eval_steps: Count | None = Field(
+        default=None, description="Validate every so many steps; the end is always validated."
+    )
+    save_steps: Count = Field(default=500, description="A checkpoint every so many steps, and one at the end.")
+    save_total_limit: Count | None = Field(
+        default=2, description="Checkpoints kept; two let a damaged one be passed over."
+    )
+    load_best_model_at_end: bool = Field(
+        default=False, description="Keep the weights of the best validation, not the last."
+    )
+    sample_steps: Count | None = Field(default=None, description="Let the model write every so many steps.")
+    sample_prompt: str | None = Field(
+        default=None, description="What it goes on from; none: the start of the held-out text."
+    )
+    report_to: Literal["none"] = Field(default="none", description="Further places to log to.")
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Decides everything that is random.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="What is computed in; weights and optimizer stay float32."
+    )
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Recipe:
+        for key, known in (("objective", OBJECTIVES), ("lr_scheduler_type", SCHEDULES)):
+            _one_of(key, getattr(self, key), known)
+        if isinstance(self.tokenizer, Tokenizer):
+            _one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
+        return self
+
+    # -- reading and writing
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """Read a YAML file or a mapping; each override is `key=value`, with dots for keys inside keys.
+
+        Raises `RecipeError`, one line that names every wrong key, for what is not a recipe.
+        """
+        if isinstance(source, Mapping):
+            raw, where = dict(source), "recipe"
+        else:
+            raw, where = _read(Path(source)), str(source)
+        for override in overrides:
+            _override(raw, override)
+        if wrong := [*_unknown(raw, cls)]:
+            raise RecipeError(f"{where}: {'; '.join(wrong)}")
+        try:
+            return cls.model_validate(raw)
+        except ValidationError as error:
+            first = {e["loc"][:1]: e for e in reversed(error.errors())}  # a union complains once for each member
+            raise RecipeError(f"{where}: {'; '.join(map(_sentence, reversed(first.values())))}") from None
+
+    def to_yaml(self) -> str:
+        """Every key that is not at its default; files by their full paths, so that it runs from anywhere."""
+        raw = self.model_dump(exclude_defaults=True)
+        for key in ("data", "model", "tokenizer"):  # names of corpora stay names
+            if isinstance(raw.get(key), str) and Path(raw[key]).exists():
+                raw[key] = str(Path(raw[key]).resolve())
+        return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Keys that decide the weights and that `other` has different: `key: here → there`."""
+        here, there = (dict(_leaves(yaml.safe_load(recipe.to_yaml()))) for recipe in (self, other))
+        keys = [key for key in dict.fromkeys([*here, *there]) if key.split(".")[0] not in FREE]
+        changed = [key for key in keys if here.get(key) != there.get(key)]
+        return [f"{key}: {here.get(key, 'default')} → {there.get(key, 'default')}" for key in changed]
+
+    # -- what follows from it
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of one update."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def source(self) -> Path:
+        """The file of the text; raises `DataError` when there is none."""
+        return resolve(self.data)
+
+    def warmup(self, steps: int) -> int:
+        """Return how many of `steps` have a rising rate."""
+        return self.warmup_steps or round(self.warmup_ratio * steps)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what could surprise: no key twice, no aliases (a few bytes of which unfold to gigabytes)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a recipe has no aliases (*name)")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.YAMLError(f"key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise RecipeError(f"a recipe must be at most {_MAX_BYTES:,} bytes of YAML, but {file} is larger")
+        raw = _parse(content.decode())
+    except OSError as error:
+        raise RecipeError(f"a recipe must be a YAML file, but {file} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{file} must be YAML, but is not: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"a recipe must be 'key: value' lines, but {file} is {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"an override must be key=value, but is {override!r}")
+    *outer, last = key.split(".")
+    for name in outer:
+        inner = raw.get(name)
+        if inner is not None and not isinstance(inner, dict):
+            raise RecipeError(f"{key!r} needs {name!r} to hold keys, but it is {inner!r}")
+        raw[name] = dict(inner or {})
+        raw = raw[name]
+    try:
+        raw[last] = _parse(value)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{key}= must be followed by a YAML value: {' '.join(str(error).split())}") from None
+
+
+def _unknown(raw: Mapping[Any, Any], model: type[BaseModel], prefix: str = "") -> Iterable[str]:
+    for key, value in raw.items():
+        if key not in model.model_fields:
+            yield f"unknown key {prefix + str(key)!r}{nearest(str(key), model.model_fields)}"
+        elif isinstance(value, Mapping):
+            annotation = model.model_fields[key].annotation
+            for inner in (annotation, *get_args(annotation)):
+                if isinstance(inner, type) and inner is not NoneType and issubclass(inner, BaseModel):
+                    yield from _unknown(value, inner, f"{prefix}{key}.")
+
+
+def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise RecipeError(f"{key} must be one of {', '.join(known)}, but is {value!r}{nearest(value, known)}")
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    """One error of pydantic as `key: what must hold, but is value`."""
+    named = {*Recipe.model_fields, *Muon.model_fields, *Tokenizer.model_fields}
+    key = ".".join(part for part in error["loc"] if part in named)
+    if error["type"] == "missing":
+        return f"{key} must be given"
+    message = str(error["msg"])
+    return f"{key}: {message[:1].lower()}{message[1:]}, but is {error['input']!r}"
