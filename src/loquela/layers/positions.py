@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RelativeBias", "Rotary", "alibi_bias", "alibi_slopes", "rotary_frequencies", "rotate", "sinusoids"]
+__all__ = [
+    "LearnedPositions",
+    "RelativeBias",
+    "Rotary",
+    "SinusoidalPositions",
+    "alibi_bias",
+    "alibi_slopes",
+    "rotary_frequencies",
+    "rotate",
+    "sinusoids",
+]
 
 
 def sinusoids(length: int, dim: int, base: float = 10_000.0) -> Tensor:
@@ -20,6 +30,35 @@ def sinusoids(length: int, dim: int, base: float = 10_000.0) -> Tensor:
     frequencies = base ** -(torch.arange(0, dim, 2, dtype=wide) / dim)  # (⌈dim/2⌉,)
     angles = torch.arange(length, dtype=wide)[:, None] * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, :dim].float()
+
+
+class SinusoidalPositions(nn.Module):
+    """The first `length` rows of `sinusoids`, by position; with `halves`, sines first, then cosines (Marian)."""
+
+    table: Tensor
+
+    def __init__(self, length: int, dim: int, *, halves: bool = False) -> None:
+        super().__init__()
+        table = sinusoids(length, dim)
+        if halves:
+            table = torch.cat((table[:, 0::2], table[:, 1::2]), dim=-1)
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, where: Tensor) -> Tensor:
+        """Map positions (…) to vectors (…, dim)."""
+        return self.table[where]
+
+
+class LearnedPositions(nn.Embedding):
+    """A learned vector for each of `length` positions, the first of them in row `offset` of the table (BART)."""
+
+    def __init__(self, length: int, dim: int, *, offset: int = 0) -> None:
+        super().__init__(length + offset, dim)
+        self.offset = offset
+
+    def forward(self, where: Tensor) -> Tensor:
+        """Map positions (…) to vectors (…, dim)."""
+        return super().forward(where + self.offset)
 
 
 def rotary_frequencies(head_dim: int, base: float = 10_000.0) -> Tensor:

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache as memoise
 from types import ModuleType
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from loquela.errors import ConfigError, UsageError, nearest
 from loquela.layers.cache import Cache, CrossCache
+from loquela.layers.decoder import Decoder
 
 __all__ = ["Config", "EncoderDecoder", "Network", "Rename", "architecture", "architectures", "config_from_dict"]
 
@@ -108,6 +109,10 @@ class Config:
             if f.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31):
                 raise ConfigError(f"{f.name} must be a positive whole number, but is {value!r}")
 
+    def as_stored(self, names: Collection[str]) -> Config:
+        """Return this config, corrected where the tensors' `names` on disk say better what the model is."""
+        return self
+
     def must_divide(self, whole: str, part: str) -> None:
         """Raise `ConfigError` unless field `part` divides field `whole`."""
         if getattr(self, whole) % getattr(self, part):
@@ -128,6 +133,8 @@ class Network(nn.Module, ABC):
     """Names in code and on disk; see `Rename`. Read in both directions."""
     ignored: ClassVar[tuple[str, ...]] = ()
     """Names on disk (with `*`) that old checkpoints carry and nothing computes with, such as mask buffers."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Names on disk that a checkpoint may lack; the tensor then keeps the value it is built with."""
     base_prefix: ClassVar[str] = ""
     """The prefix that a checkpoint saved without its head lacks, e.g. `transformer.`."""
     headless: bool = False
@@ -195,11 +202,15 @@ class EncoderDecoder(Network):
     """A network that reads a source whole and writes a target from left to right (arXiv:1706.03762)."""
 
     kind = "encoder-decoder"
+    decoder: Decoder
 
     @property
-    @abstractmethod
     def start_token_id(self) -> int:
-        """The token that the decoder starts from."""
+        """The token that the decoder starts from, config.json's `decoder_start_token_id`."""
+        token: int | None = getattr(self.config, "decoder_start_token_id", None)
+        if token is None:
+            raise ConfigError("config.json must name the decoder_start_token_id that targets start from, but does not")
+        return token
 
     @abstractmethod
     def encode(self, source: Tensor, *, padding: Tensor | None = None) -> Tensor:
@@ -208,9 +219,9 @@ class EncoderDecoder(Network):
         `padding` (batch, source) is True where a token is real.
         """
 
-    @abstractmethod
     def memory(self, encoded: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the keys and values that each decoder layer makes of the encoder's output, once."""
+        return [layer.cross.keys_values(encoded) for layer in self.decoder.layers]  # type: ignore[union-attr, operator]
 
     @abstractmethod
     def decode(
