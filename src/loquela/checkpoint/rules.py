@@ -48,8 +48,10 @@ def disk_name(name: str, renames: Sequence[Rename]) -> tuple[str, bool]:
 def to_disk(network: Network) -> dict[str, Tensor]:
     """Return the tensors of `network` under their names on disk, contiguous; a tied one once, under its first name."""
     tensors = {}
+    prefix = network.base_prefix if network.headless else ""
     for slot in _slots(network):
         _, name, transposed = slot.places[0]
+        name = name.removeprefix(prefix)
         tensor = slot.tensor.detach()
         tensors[name] = (tensor.t() if transposed else tensor).contiguous()
     return tensors
@@ -68,15 +70,17 @@ def load_into(
     or misshapen. Parameters on the meta device are replaced by tensors of `dtype` (None: as they are stored) on
     `device`; others keep their identity, dtype and device and take the values.
     """
-    given = _with_prefix(network, tensors)
+    given = _with_prefix(network, {_current(name, network.aliases): value for name, value in tensors.items()})
     slots = _slots(network)
-    _check(slots, {name: value for name, value in given.items() if not _matches(name, network.ignored)})
+    wanted = {place[1] for slot in slots for place in slot.places}
+    _check(slots, {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)})
     for slot in slots:
         _, name, transposed = next(place for place in slot.places if place[1] in given)
         value = _read(given[name])
         value = value.t() if transposed else value
         if slot.tensor.is_meta:
-            value = value.to(device=device, dtype=dtype or value.dtype).contiguous()
+            kept = value.dtype if dtype is None or not value.is_floating_point() else dtype  # counts stay whole numbers
+            value = value.to(device=device, dtype=kept).contiguous()
             _replace(network, [place[0] for place in slot.places], slot.tensor, value)
         else:
             with torch.no_grad():
@@ -89,6 +93,11 @@ def _slots(network: Network) -> list[_Slot]:
         slot = slots.setdefault(id(tensor), _Slot(tensor))
         slot.places.append((name, *disk_name(name, network.renames)))
     return list(slots.values())
+
+
+def _current(name: str, aliases: Sequence[tuple[str, str]]) -> str:
+    """Return the name that an old checkpoint's tensor has today."""
+    return next((name.removesuffix(old) + new for old, new in aliases if name.endswith(old)), name)
 
 
 def _with_prefix(network: Network, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor | StoredTensor]:
