@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from loquela.errors import ConfigError
 from loquela.layers.heads import Pooler
 from loquela.layers.norms import LayerNorm
 from loquela.models.base import Rename
@@ -43,6 +44,8 @@ class BertConfig(EncoderConfig):
         super().check()
         self.must_divide("hidden_size", "num_attention_heads")
         self.must_activate("hidden_act")
+        if self.task == "fill-mask" and not self.tie_word_embeddings:
+            raise ConfigError("tie_word_embeddings must be true for a head that fills masks, but is false")
 
 
 def body_renames(prefix: str) -> tuple[Rename, ...]:
