@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from loquela.checkpoint.files import (
     INCOMING,
@@ -23,14 +21,16 @@ from loquela.checkpoint.files import (
     verify,
 )
 from loquela.checkpoint.rules import load_into, to_disk
+from loquela.checkpoint.skeleton import skeleton
 from loquela.checkpoint.tensors import StoredTensor, read_tensors, shown, write_bytes, write_tensors
 from loquela.errors import CheckpointError, UsageError
-from loquela.models.base import Config, Network, architecture, config_from_dict
+from loquela.models.base import Config, Network, config_from_dict
 from loquela.text.tokenizer import Tokenizer
 
 __all__ = [
     "Loaded",
     "atomic_directory",
+    "from_tensors",
     "install_files",
     "load_model",
     "read_tensors",
@@ -119,15 +119,27 @@ def load_model(
         _verify(directory)
     config = config_from_dict(read_json(directory, "config.json"))
     tensors = stored_tensors(directory)
-    network = _skeleton(config, len(tensors))
     try:
-        load_into(network, tensors, dtype=DTYPES.get(dtype), device=device)
+        network = from_tensors(config, tensors, dtype=DTYPES.get(dtype), device=device)
     except CheckpointError as error:
         raise type(error)(f"{directory}: {error}") from error
     generation = read_json(directory, "generation_config.json") if _has(directory, "generation_config.json") else {}
     has_tokenizer, *_ = [_has(directory, name) for name in _TOKENIZER_FILES]  # all are looked at, for where they lead
     tokenizer = Tokenizer.load(directory) if has_tokenizer else None
-    return Loaded(network.to(device).eval(), tokenizer, generation, directory)
+    return Loaded(network, tokenizer, generation, directory)
+
+
+def from_tensors(
+    config: Config,
+    tensors: Mapping[str, Tensor | StoredTensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Network:
+    """Build the network of `config` from `tensors` by their names on disk; see `load_into`."""
+    network = skeleton(config, at_most=1000 + 8 * len(tensors))  # fused or split, a tensor is never eight
+    load_into(network, tensors, dtype=dtype, device=device)
+    return network.to(device).eval()
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -156,41 +168,6 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 _verify = verify
-
-
-class _ParametersOnMeta(TorchFunctionMode):
-    """Where a module says `torch.empty`, it makes a parameter to be filled; buffers are computed and stay real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _at_most(limit: int) -> Iterator[None]:
-    """Stop the construction of a network that a config makes larger than anything its checkpoint could fill."""
-    count = 0
-
-    def counted(module: nn.Module, name: str, parameter: Tensor | None) -> None:
-        nonlocal count
-        count += 1
-        if count > limit:
-            raise CheckpointError("config.json describes far more layers than the checkpoint has tensors for")
-
-    handle = nn.modules.module.register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _skeleton(config: Config, stored: int) -> Network:
-    """Build a network whose parameters take no memory yet."""
-    with _ParametersOnMeta(), _at_most(1000 + 8 * stored):
-        network: Network = architecture(config.model_type).NETWORK(config)
-    return network
 
 
 def _has(directory: Path, name: str) -> bool:

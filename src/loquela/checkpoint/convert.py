@@ -1,0 +1,155 @@
+"""From one kind of checkpoint to another, with a proof: what was written gives the logits of what was read.
+
+A kind is a `Format`. A new one is one more file with its reader and, if it can be written, its writer, and its name in
+`FORMATS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loquela.checkpoint import llama2c
+from loquela.checkpoint.files import MANIFEST
+from loquela.checkpoint.store import Loaded, atomic_directory, load_model, write_model
+from loquela.errors import CheckpointError, UsageError
+from loquela.text.tokenizer import Tokenizer
+
+__all__ = ["FORMATS", "Format", "convert"]
+
+Check = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of checkpoint. `reads` and `writes` tell from a path whether it is, or is to be, of this kind.
+
+    `write(model, target, check)` calls `check` with the finished files before they take the place of `target`, and
+    leaves nothing behind when that raises. `bound` is the largest difference of logits that the kind may cause.
+    """
+
+    name: str
+    reads: Callable[[Path], bool]
+    read: Callable[[Path], Loaded]
+    writes: Callable[[Path], bool] | None = None
+    write: Callable[[Loaded, Path, Check], None] | None = None
+    bound: float = 1e-5
+
+
+def _write_directory(model: Loaded, target: Path, check: Check) -> None:
+    with atomic_directory(target) as temporary:
+        write_model(model.network, model.tokenizer, temporary, generation_config=model.generation_config)
+        check(temporary)
+
+
+_FILES = (".bin", ".gguf", ".h5", ".json", ".npz", ".onnx", ".pt", ".pth", ".safetensors", ".zip")
+FORMATS = (
+    Format(
+        "a model directory (config.json, safetensors)",
+        reads=Path.is_dir,
+        read=lambda path: load_model(path, dtype="auto"),
+        writes=lambda path: path.suffix not in _FILES,  # model-1.5 is meant as a directory, model.gguf is not
+        write=_write_directory,
+    ),
+    Format("a llama2.c checkpoint (.bin)", reads=lambda path: path.suffix == ".bin", read=llama2c.read),
+)
+
+PROBES = (
+    "Once upon a time, there was a little girl named Lily.",
+    "En un lugar de la Mancha, de cuyo nombre no quiero acordarme",
+    "def f(x: int) -> float:\n\treturn 2.5 * x  # 1,234 + 5",
+    "Ünïcödé, 日本語, русский, 🙂\r\n\r\n  <end>",
+)
+"""Prompts that are replayed; with them, ids from all over the vocabulary."""
+_PROBE_TOKENS = 64
+
+
+def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
+    """Convert the checkpoint `source` to `target`, a new path whose name says the kind.
+
+    Weights keep the dtype that they are stored in. The written model is read again from the disk: its tokens must equal
+    those of the source and its logits, computed in float32, must differ by no more than the bound, else a
+    `CheckpointError` says by how much and nothing is left on the disk.
+
+    Returns `model` (the path), `parity` (`max_abs_logit_diff`, `bound`, `tokens`), `parameters`, and `left_out`: the
+    files of a source directory that the model does not need and the target does not have.
+    """
+    source, target = Path(source), Path(target)
+    reader = _reader(source)
+    kind, write = _writer(target)
+    model = reader.read(source)
+    parity: dict[str, Any] = {}
+    written: set[str] = set()
+
+    def check(path: Path) -> None:
+        parity.update(_parity(model, kind.read(path), kind.bound))
+        written.update(file.name for file in path.iterdir() if path.is_dir())
+
+    parameters = model.network.parameter_count()
+    write(model, target, check)
+    left_out = sorted(file.name for file in source.iterdir()) if source.is_dir() else []
+    return {
+        "model": str(target),
+        "parity": parity,
+        "parameters": parameters,
+        "left_out": [name for name in left_out if name not in written | {MANIFEST} and "safetensors" not in name],
+    }
+
+
+def _reader(source: Path) -> Format:
+    if not source.exists():
+        raise UsageError(f"a checkpoint to convert must exist, but {source} does not")
+    for kind in FORMATS:
+        if kind.reads(source):
+            return kind
+    known = "; ".join(kind.name for kind in FORMATS)
+    raise UsageError(f"a checkpoint to convert must be one of: {known}; but {source} is none of them")
+
+
+def _writer(target: Path) -> tuple[Format, Callable[[Loaded, Path, Check], None]]:
+    if target.exists():
+        raise UsageError(f"the target of a conversion must be a new path, but {target} exists: name another")
+    known = []
+    for kind in FORMATS:
+        if kind.writes is not None and kind.write is not None:
+            if kind.writes(target):
+                return kind, kind.write
+            known.append(kind.name)
+    raise UsageError(f"the target of a conversion must be one of: {'; '.join(known)}; but is {target.name}")
+
+
+def _parity(source: Loaded, written: Loaded, bound: float) -> dict[str, Any]:
+    probes = _probes(source)
+    if source.tokenizer and written.tokenizer and _encoded(written.tokenizer) != _encoded(source.tokenizer):
+        raise CheckpointError("the written tokenizer must give the tokens of the source, but does not; nothing is kept")
+    before, after = _logits(source, probes), _logits(written, probes)
+    difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+    if not difference <= bound:  # a NaN is no proof either
+        raise CheckpointError(
+            f"the logits of the written model may differ by {bound:g} from those of the source, but differ by "
+            f"{difference:g}; nothing is kept"
+        )
+    return {"max_abs_logit_diff": difference, "bound": bound, "tokens": sum(map(len, probes))}
+
+
+def _encoded(tokenizer: Tokenizer) -> list[list[int]]:
+    return tokenizer.encode_batch(list(PROBES))
+
+
+def _probes(model: Loaded) -> list[list[int]]:
+    """Return token ids: the prompts, and a walk through the whole vocabulary."""
+    size, window = model.network.vocab_size, min(model.network.context_length, _PROBE_TOKENS)
+    walk = [(i * size) // window for i in range(window)]
+    prompts = _encoded(model.tokenizer) if model.tokenizer else []
+    return [walk, *(known for ids in prompts if (known := [i for i in ids if i < size][:window]))]
+
+
+def _logits(model: Loaded, probes: list[list[int]]) -> list[Tensor]:
+    network = model.network.float()
+    with torch.inference_mode():
+        return [network(torch.tensor([ids])) for ids in probes]
