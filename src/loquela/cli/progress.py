@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -133,10 +134,10 @@ def curve(rows: list[Row], width: int = 60, height: int = 8) -> Text:
     last = max(row.step for row in rows)
     cells = [[(0, "")] * width for _ in range(height)]
     for style, points in series:
-        for x, y in _line([(step / last, (high - loss) / ((high - low) or 1.0)) for step, loss in points], width):
-            dot_row = min(int(y * 4 * height), 4 * height - 1)
-            row, column = dot_row // 4, min(x // 2, width - 1)
-            cells[row][column] = (cells[row][column][0] | _BRAILLE[dot_row % 4][x % 2], style)
+        scaled = [(step / last, (high - loss) / ((high - low) or 1.0)) for step, loss in points]
+        for x, y in _line(scaled, width, height):
+            row, column = y // 4, x // 2
+            cells[row][column] = (cells[row][column][0] | _BRAILLE[y % 4][x % 2], style)
     text = Text()
     for index, line in enumerate(cells):
         label = f"{high:.2f}" if index == 0 else f"{low:.2f}" if index == height - 1 else ""
@@ -151,13 +152,12 @@ def curve(rows: list[Row], width: int = 60, height: int = 8) -> Text:
     return text
 
 
-def _line(points: list[tuple[float, float]], width: int) -> list[tuple[int, float]]:
-    """Return (dot column, height in 0..1) of the line through `points`, whose x are in 0..1 and rise."""
-    dots: list[tuple[int, float]] = []
-    for (x0, y0), (x1, y1) in zip(points, points[1:] or points, strict=False):
-        first, last = (min(int(x * 2 * width), 2 * width - 1) for x in (x0, x1))
-        dots += [(x, y0 + (y1 - y0) * (x - first) / max(1, last - first)) for x in range(first, last + 1)]
-    return dots
+def _line(points: list[tuple[float, float]], width: int, height: int) -> Iterator[tuple[int, int]]:
+    """Yield the dots (column, row) of the line through `points`, whose coordinates are in 0..1 and whose x rise."""
+    grid = [(min(int(x * 2 * width), 2 * width - 1), min(int(y * 4 * height), 4 * height - 1)) for x, y in points]
+    for (x0, y0), (x1, y1) in zip(grid, grid[1:] or grid, strict=False):
+        count = max(x1 - x0, abs(y1 - y0), 1)
+        yield from ((x0 + (x1 - x0) * i // count, y0 + (y1 - y0) * i // count) for i in range(count + 1))
 
 
 def _short(number: float) -> str:
