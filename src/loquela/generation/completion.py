@@ -153,24 +153,23 @@ def _streams(
     """One stream for each of the `n` choices, each from its own copy of the cache that holds the prompt."""
     if end_ids is None:
         end_ids = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
-    cache = network.new_cache()
-    logits = prefill(network, prompt, cache)
+    prefix, cache, logits = prefill(network, prompt)
     for choice in range(settings.n):
         own = cache if choice == settings.n - 1 else copy.deepcopy(cache)
-        steps = decode(network, prompt, logits, own, settings, end_ids=end_ids, choice=choice)
-        yield _pieces(steps, tokenizer, prompt, settings.stop, end_ids, top)
+        steps = decode(network, prefix, logits, own, settings, end_ids=end_ids, choice=choice)
+        yield _pieces(steps, tokenizer, prefix, settings.stop, end_ids, top)
 
 
 def _pieces(
     steps: Iterable[Step],
     tokenizer: Tokenizer,
-    prompt: list[int],
+    prefix: Sequence[int],
     stop: tuple[str, ...],
     end_ids: frozenset[int],
     top: int,
 ) -> Iterator[Piece]:
     decoder = tokenizer.stream()
-    for token in prompt[-8:]:  # decoders treat the first token of a text apart, and ours is not the first
+    for token in prefix[-8:]:  # decoders treat the first token of a text apart, and ours is not the first
         decoder.push(token)
     decoder.finish()
     watch = _StopWatch(stop)

@@ -44,29 +44,39 @@ def generate_ids(
 ) -> Iterator[Step]:
     """Continue `prompt` (at least one id) until an end token, `max_new_tokens` or the end of the context window.
 
-    A `cache` of the caller's holds the first positions of the prompt, fewer than all. `choice` is the number of this
-    completion among the `settings.n` of one prompt. Raises `ContextWindowError` for a prompt that leaves no room.
+    An encoder-decoder reads the prompt as its source; what comes is the target. A `cache` of the caller's holds the
+    first positions of the prompt, fewer than all. `choice` is the number of this completion among the `settings.n` of
+    one prompt. Raises `ContextWindowError` for a prompt that leaves no room.
     """
-    cache = network.new_cache() if cache is None else cache
-    logits = prefill(network, prompt, cache)
-    yield from decode(network, prompt, logits, cache, settings, end_ids=end_ids, choice=choice)
+    prefix, cache, logits = prefill(network, prompt, cache)
+    yield from decode(network, prefix, logits, cache, settings, end_ids=end_ids, choice=choice)
 
 
-def prefill(network: Network, prompt: Sequence[int], cache: Cache) -> Logits:
-    """Feed what `cache` lacks of the `prompt`; return the logits (vocab,) of the token after it."""
+def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None) -> tuple[Sequence[int], Cache, Logits]:
+    """Read the `prompt`, or what a caller's `cache` lacks of it.
+
+    Returns the tokens that the completion follows (the prompt, or the start token of an encoder-decoder), the cache
+    that holds them, and the logits (vocab,) of the token after them.
+    """
     if len(prompt) >= network.context_length:
         raise ContextWindowError(
             f"the prompt must leave room for a token in the context window of {network.context_length} tokens, "
             f"but has {len(prompt)}: shorten it, or let it be truncated"
         )
-    if cache.length >= len(prompt):
-        raise UsageError(f"the prompt must go on after the {cache.length} tokens of the cache, but has {len(prompt)}")
-    return _advance(network, prompt[cache.length :], cache)
+    held = 0 if cache is None else cache.length
+    if held >= len(prompt):
+        raise UsageError(f"the prompt must go on after the {held} tokens of the cache, but has {len(prompt)}")
+    prefix = prompt
+    if cache is None:
+        with evaluating(network):
+            cache, first = network.start(torch.tensor([prompt], device=next(network.parameters()).device))
+        prefix = first[0].tolist()
+    return prefix, cache, _advance(network, prefix[held:], cache)
 
 
 def decode(
     network: Network,
-    prompt: Sequence[int],
+    prefix: Sequence[int],
     logits: Logits,
     cache: Cache,
     settings: GenerationSettings,
@@ -74,11 +84,11 @@ def decode(
     end_ids: frozenset[int] = frozenset(),
     choice: int = 0,
 ) -> Iterator[Step]:
-    """The loop after `prefill`; `cache` holds the whole prompt and is extended in place."""
+    """The loop after `prefill`; `cache` holds the whole prefix and is extended in place."""
     completion: list[int] = []
-    room = min(settings.max_new_tokens, network.context_length - len(prompt))
+    room = min(settings.max_new_tokens, network.context_length - len(prefix))
     for position in range(room):
-        probabilities = distribution(logits, History(prompt, completion), settings)
+        probabilities = distribution(logits, History(prefix, completion), settings)
         token = choose(probabilities, uniform(settings.seed, choice, position))
         completion.append(token)
         reason: FinishReason | None = "stop" if token in end_ids else "length" if position + 1 == room else None
