@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversation", "app", "talk"]
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 HELP = """\
 /set NAME VALUE  change a setting, e.g. /set temperature 0.5

@@ -13,7 +13,7 @@ from loquela.cli.terminal import piped_text, write
 
 __all__ = ["app"]
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command()
@@ -40,7 +40,7 @@ def generate(
     chosen = language_model.settings(**settings)
     ids, cut = language_model.fit(prompt, chosen, truncate=truncate)
     if cut:
-        note(f"prompt cut to its last {len(ids)} tokens, {cut} fewer: the context window holds the completion too")
+        note(f"prompt cut to its last {len(ids)} tokens, {cut} dropped: the context window holds the completion too")
     if json or chosen.n > 1:
         completions = language_model.generate([prompt], top=top if json else 0, truncate=truncate, **settings)
         if json:

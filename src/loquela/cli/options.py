@@ -13,6 +13,8 @@ from loquela.generation.settings import SETTINGS
 
 __all__ = ["generation_options"]
 
+_METAVARS = {int: "N", float: "X", bool: None, tuple: "TEXT", dict: "JSON"}
+
 
 def generation_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` a flag per setting; it is called with those that were given, as `**settings`."""
@@ -20,11 +22,14 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
     flags = []
     for setting in SETTINGS.values():
         flag = setting.name.replace("_", "-")
-        names = f"--{flag}/--no-{flag}" if setting.kind is bool else f"--{flag}"
+        names = [
+            f"--{flag}/--no-{flag}" if setting.kind is bool else f"--{flag}",
+            *([f"-{flag}"] if len(flag) == 1 else []),
+        ]
         kind: Any = {tuple: list[str], dict: str}.get(setting.kind, setting.kind)  # type: ignore[call-overload]
         default = "" if setting.kind in (tuple, dict) else f" [default: {str(setting.default).lower()}]"
-        option = typer.Option(names, help=setting.help + default, show_default=False)
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+        option = typer.Option(*names, help=setting.help + default, show_default=False, metavar=_METAVARS[setting.kind])
+        annotation = Annotated[kind | None, option]
         keyword = inspect.Parameter.KEYWORD_ONLY
         flags.append(inspect.Parameter(setting.name, keyword, default=None, annotation=annotation))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 _SHOWN = 4000  # characters coloured in the terminal: a few screens
 _COLOURS = {1: "", 3: "on #1d3a5f", 6: "on #3f6b8c", 10: "black on #c9b458", float("inf"): "black on #f7d03c"}
 """Bits of surprise up to a bound → style; one scale from dark to bright, which the colour-blind read too."""

@@ -88,7 +88,7 @@ def _keep(logits: Logits, count: int) -> Logits:
     return kept
 
 
-@rule(default=1.0, off=1.0, minimum=0.01, help="Divide the odds of every token already in prompt or completion.")
+@rule(default=1.0, off=1.0, minimum=0.01, help="Above 1, what stands in prompt or completion is less likely.")
 def repetition_penalty(logits: Logits, penalty: float, history: History) -> Logits:
     """Positive logits of tokens already said are divided by `penalty`, negative ones multiplied (CTRL, 1909.05858)."""
     said = np.unique(np.array([*history.prompt, *history.completion], dtype=np.intp))
@@ -97,7 +97,7 @@ def repetition_penalty(logits: Logits, penalty: float, history: History) -> Logi
     return logits
 
 
-@rule(default=0.0, off=0.0, minimum=-2, maximum=2, help="Subtract from every token already in the completion.")
+@rule(default=0.0, off=0.0, minimum=-2, maximum=2, help="Subtract from the logit of each token in the completion.")
 def presence_penalty(logits: Logits, penalty: float, history: History) -> Logits:
     """Subtract `penalty` once from each token of the completion (OpenAI's API)."""
     logits = logits.copy()
@@ -105,7 +105,7 @@ def presence_penalty(logits: Logits, penalty: float, history: History) -> Logits
     return logits
 
 
-@rule(default=0.0, off=0.0, minimum=-2, maximum=2, help="Subtract for each time a token is in the completion.")
+@rule(default=0.0, off=0.0, minimum=-2, maximum=2, help="The same for each time that it is there.")
 def frequency_penalty(logits: Logits, penalty: float, history: History) -> Logits:
     """Subtract `penalty` times a token's count in the completion (OpenAI's API)."""
     return logits - penalty * np.bincount(np.array(history.completion, dtype=np.intp), minlength=len(logits))

@@ -1,0 +1,163 @@
+"""Scores against a plain computation in float64, and against a validation loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loquela.data.batches import evaluation_blocks
+from loquela.data.readers import Piece
+from loquela.errors import DataError, LoquelaError, UsageError
+from loquela.evaluation import perplexity
+from loquela.evaluation.perplexity import score, score_ids
+from loquela.models.base import Network, architecture
+from loquela.text.tokenizer import Tokenizer
+
+WINDOW = 24
+TEXT = "The cat sat on the mat; the dog sat on the log. Ärger, 猫と犬 🐈🐕.\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train("bpe", [TEXT * 20], 300)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def network(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> Network:
+    fields = {
+        "llama": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": WINDOW,
+        },
+        "gpt2": {"n_positions": WINDOW, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    }[request.param]
+    module = architecture(request.param)
+    raw = {"model_type": request.param, "vocab_size": tokenizer.vocab_size, **fields}
+    network: Network = module.NETWORK(module.CONFIG.from_dict(raw))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3, generator=generator)
+    return network.eval()
+
+
+def plain(network: Network, ids: list[int], window: int, stride: int) -> list[float]:
+    """Token by token: its window is the last to start at a multiple of the stride that ends a stride or less later."""
+    exact = copy.deepcopy(network).double()
+    result = []
+    for target in range(1, len(ids)):
+        start = 0
+        while target > start + window:
+            start += stride
+        with torch.no_grad():
+            row = exact(torch.tensor([ids[start:target]]))[0, -1].log_softmax(-1)
+        result.append(float(row[ids[target]]))
+    return result
+
+
+@pytest.mark.parametrize(("window", "stride"), [(24, 24), (24, 12), (24, 1), (10, 7), (1, 1)])
+def test_equal_to_a_computation_in_float64(network: Network, tokenizer: Tokenizer, window: int, stride: int) -> None:
+    ids = tokenizer.encode(TEXT * 2)
+    expected = plain(network, ids, window, stride)
+    np.testing.assert_allclose(score_ids(network, ids, window=window, stride=stride), expected, atol=2e-5)
+    exact = copy.deepcopy(network).double()
+    np.testing.assert_allclose(score_ids(exact, ids, window=window, stride=stride), expected, atol=1e-10)
+    result = score(network, tokenizer, TEXT * 2, window=window, stride=stride)
+    given = len(tokenizer.decode(ids[:1]).encode())
+    assert result.tokens == len(ids) - 1
+    assert result.log_prob == pytest.approx(sum(expected), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-4)
+    assert result.n_bytes == len((TEXT * 2).encode()) - given
+    assert result.bits_per_byte == pytest.approx(-sum(expected) / math.log(2) / result.n_bytes, rel=1e-5)
+
+
+@settings(max_examples=30)
+@given(length=st.integers(2, 80), window=st.integers(1, WINDOW), data=st.data())
+def test_every_token_is_scored_once(network: Network, length: int, window: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, window))
+    result = score_ids(network, list(range(length)), window=window, stride=stride)
+    assert result.shape == (length - 1,)
+    assert np.isfinite(result).all()
+    assert (result < 0).all()
+
+
+def test_logits_a_few_rows_at_a_time_change_nothing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = list(range(60))
+    expected = score_ids(network, ids, window=24, stride=12)
+    monkeypatch.setattr(perplexity, "_HEAD_ROWS", 5)
+    np.testing.assert_allclose(score_ids(network, ids, window=24, stride=12), expected, atol=1e-5)
+
+
+def test_equal_to_a_validation_loss_when_the_stride_is_the_window(network: Network, tokenizer: Tokenizer) -> None:
+    ids = np.array(tokenizer.encode(TEXT * 10), dtype=np.uint16)
+    total = 0.0
+    for inputs, labels in evaluation_blocks(ids, WINDOW, 4):
+        with torch.no_grad():
+            logits = network(torch.as_tensor(inputs))
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), torch.as_tensor(labels).flatten(), ignore_index=-100, reduction="sum"
+        )
+        total += losses.item()
+    result = score(network, tokenizer, TEXT * 10, stride=WINDOW)
+    assert result.window == WINDOW
+    assert -result.log_prob == pytest.approx(total, rel=1e-6)
+
+
+def test_more_context_is_the_default(network: Network, tokenizer: Tokenizer) -> None:
+    result = score(network, tokenizer, TEXT)
+    assert (result.window, result.stride) == (WINDOW, WINDOW // 2)
+    assert result.notes == ("the first token is given, not scored: this tokenizer has no BOS to predict it from",)
+    assert math.isnan(result.log_probs[0])
+    assert math.fsum(result.log_probs[1:]) == result.log_prob
+    assert result.ids.tolist() == tokenizer.encode(TEXT)
+
+
+def test_a_bos_token_predicts_the_first(network: Network) -> None:
+    tokenizer = Tokenizer.train("char", [TEXT], special_tokens=("<bos>", "<|endoftext|>"))
+    result = score(network, tokenizer, "The cat")
+    assert result.tokens == 7
+    assert result.n_bytes == 7
+    assert result.ids.tolist() == [tokenizer.bos_id, *tokenizer.encode("The cat")]
+    assert result.notes == ()
+    unknown = score(network, tokenizer, "The Q cat")
+    assert unknown.notes == ("1 tokens are unknown to this tokenizer; what they hid costs nothing here",)
+
+
+def test_pieces_are_one_text_and_documents_stand_apart(network: Network, tokenizer: Tokenizer) -> None:
+    def pieces(ends: bool) -> Iterator[Piece]:
+        yield Piece("", False)
+        yield Piece("The cat sat.\n", ends)
+        yield Piece("The dog sat.\n", True)
+        yield Piece("", True)
+
+    whole = score(network, tokenizer, "The cat sat.\nThe dog sat.\n")
+    assert score(network, tokenizer, pieces(False)).ids.tolist() == whole.ids.tolist()
+    apart = score(network, tokenizer, pieces(True))
+    assert apart.ids.tolist().count(tokenizer.eos_id) == 1
+    assert apart.n_bytes == whole.n_bytes
+
+
+def test_what_cannot_be_scored_is_said(network: Network, tokenizer: Tokenizer) -> None:
+    for text in ("", "T"):
+        with pytest.raises(DataError, match="a token to score"):
+            score(network, tokenizer, text)
+    with pytest.raises(UsageError, match="window must be from 1 to the context window of 24, but is 25"):
+        score(network, tokenizer, TEXT, window=25)
+    with pytest.raises(UsageError, match="stride must be from 1 to the window of 24, but is 0"):
+        score(network, tokenizer, TEXT, stride=0)
+    damaged = copy.deepcopy(network)
+    with torch.no_grad():
+        next(damaged.parameters()).fill_(math.nan)
+    with pytest.raises(LoquelaError, match="damaged"):
+        score(damaged, tokenizer, TEXT)
