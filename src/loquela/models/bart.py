@@ -49,9 +49,6 @@ class BartConfig(TransformerConfig):
     activation_function: str = "gelu"
     init_std: float = 0.02
     scale_embedding: bool = False
-    bos_token_id: int | None = 0
-    pad_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int | None = 2
 
 

@@ -27,9 +27,6 @@ class MarianConfig(BartConfig):
     vocab_size: int = 58101
     decoder_vocab_size: int | None = None
     share_encoder_decoder_embeddings: bool = True
-    bos_token_id: int | None = None
-    pad_token_id: int | None = 58100
-    eos_token_id: int | list[int] | None = 0
     decoder_start_token_id: int | None = 58100
 
     def check(self) -> None:

@@ -53,8 +53,6 @@ class T5Config(Config):
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool | None = None
     """Whether the head multiplies hidden states by d_model^-0.5; unless said, a head tied to the embedding does."""
-    pad_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 1
     decoder_start_token_id: int | None = None
 
     def check(self) -> None:
@@ -74,7 +72,7 @@ class T5Config(Config):
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
         if self.decoder_start_token_id is None:
-            self.decoder_start_token_id = self.pad_token_id
+            self.decoder_start_token_id = self.extra.get("pad_token_id", 0)
 
     def as_stored(self, names: Collection[str]) -> Config:
         """A head that does not scale is untied where the checkpoint has one, even if a newer config.json says tied."""

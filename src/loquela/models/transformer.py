@@ -49,9 +49,6 @@ class TransformerConfig(Config):
     activation_dropout: float = 0.0
     scale_embedding: bool = True
     tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
     decoder_start_token_id: int | None = None
 
     def check(self) -> None:
