@@ -76,8 +76,8 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
     those of the source and its logits, computed in float32, must differ by no more than the bound, else a
     `CheckpointError` says by how much and nothing is left on the disk.
 
-    Returns `model` (the path), `parity` (`max_abs_logit_diff`, `bound`, `tokens`), `parameters`, and `left_out`: the
-    files of a source directory that the model does not need and the target does not have.
+    Returns `model` (the path), `parity` (`max_abs_logit_diff`, `bound`, `tokens`), `parameters`, `tokenizer` (whether
+    there is one), and `left_out`: the files of a source directory that nothing was read from.
     """
     source, target = Path(source), Path(target)
     reader = _reader(source)
@@ -97,6 +97,7 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
         "model": str(target),
         "parity": parity,
         "parameters": parameters,
+        "tokenizer": model.tokenizer is not None,
         "left_out": [name for name in left_out if name not in written | {MANIFEST} and "safetensors" not in name],
     }
 
@@ -151,5 +152,9 @@ def _probes(model: Loaded) -> list[list[int]]:
 
 def _logits(model: Loaded, probes: list[list[int]]) -> list[Tensor]:
     network = model.network.float()
+    compute: Callable[..., Tensor] = network.hidden if network.headless else network
     with torch.inference_mode():
-        return [network(torch.tensor([ids])) for ids in probes]
+        rows = [torch.tensor([ids]) for ids in probes]
+        if network.kind == "encoder-decoder":
+            return [compute(row, source=row) for row in rows]
+        return [compute(row) for row in rows]

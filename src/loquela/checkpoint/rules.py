@@ -67,24 +67,28 @@ def load_into(
     """Fill `network` with `tensors` by their names on disk.
 
     All names and shapes are checked before anything is changed: one `MismatchError` lists whatever is missing, extra
-    or misshapen. Parameters on the meta device are replaced by tensors of `dtype` (None: as they are stored) on
-    `device`; others keep their identity, dtype and device and take the values.
+    or misshapen. Parameters on the meta device, and buffers, are replaced by tensors of `dtype` (None: as stored)
+    on `device`; other parameters keep their identity, dtype and device and take the values.
     """
-    given = _with_prefix(network, {_current(name, network.aliases): value for name, value in tensors.items()})
+    given = _with_prefix(network, _current(network, tensors))
     slots = _slots(network)
     wanted = {place[1] for slot in slots for place in slot.places}
-    _check(slots, {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)})
+    given = {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)}
+    _check(network, slots, given)
     for slot in slots:
-        _, name, transposed = next(place for place in slot.places if place[1] in given)
+        place = next((place for place in slot.places if place[1] in given), None)
+        if place is None:  # optional: it stays as it was built
+            continue
+        _, name, transposed = place
         value = _read(given[name])
         value = value.t() if transposed else value
-        if slot.tensor.is_meta:
+        if isinstance(slot.tensor, nn.Parameter) and not slot.tensor.is_meta:
+            with torch.no_grad():
+                slot.tensor.copy_(value)
+        else:
             kept = value.dtype if dtype is None or not value.is_floating_point() else dtype  # counts stay whole numbers
             value = value.to(device=device, dtype=kept).contiguous()
             _replace(network, [place[0] for place in slot.places], slot.tensor, value)
-        else:
-            with torch.no_grad():
-                slot.tensor.copy_(value)
 
 
 def _slots(network: Network) -> list[_Slot]:
@@ -95,9 +99,13 @@ def _slots(network: Network) -> list[_Slot]:
     return list(slots.values())
 
 
-def _current(name: str, aliases: Sequence[tuple[str, str]]) -> str:
-    """Return the name that an old checkpoint's tensor has today."""
-    return next((name.removesuffix(old) + new for old, new in aliases if name.endswith(old)), name)
+def _current(network: Network, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor | StoredTensor]:
+    """Give the tensors of an old checkpoint the names that they have today."""
+    current = {}
+    for name, value in tensors.items():
+        today = next((name.removesuffix(old) + new for old, new in network.aliases if name.endswith(old)), name)
+        current[name if today in tensors else today] = value  # both are there: then the old one is extra
+    return current
 
 
 def _with_prefix(network: Network, tensors: Mapping[str, Tensor | StoredTensor]) -> dict[str, Tensor | StoredTensor]:
@@ -109,15 +117,15 @@ def _with_prefix(network: Network, tensors: Mapping[str, Tensor | StoredTensor])
     return {name if name in complete else prefix + name: value for name, value in tensors.items()}
 
 
-def _check(slots: list[_Slot], given: Mapping[str, Tensor | StoredTensor]) -> None:
+def _check(network: Network, slots: list[_Slot], given: Mapping[str, Tensor | StoredTensor]) -> None:
     missing, wrong = [], []
     extra = set(given)
     for slot in slots:
         present = [place for place in slot.places if place[1] in given]
         extra.difference_update(place[1] for place in present)
         shapes = {name: _shape(slot.tensor, transposed) for _, name, transposed in slot.places}
-        if not present:
-            first = slot.places[0][1]
+        first = slot.places[0][1]
+        if not present and not _matches(first, network.optional):
             missing.append(f"{first} {shapes[first]}")
         for _, name, _ in present:
             value = given[name]

@@ -8,8 +8,8 @@ batch of training, and R parameters of LoRA of rank 16 on every linear layer of 
 - tune_lora  4·P + 16·R + 4·A·T
 - train      as tune_full, for 8 texts at once
 
-A, the numbers that each token leaves for the backward pass, is what goes in and out of every linear layer, once through
-every norm, and once more the logits: within a third of what PyTorch keeps without dropout and with fused attention. The
+A, the numbers that each token leaves for the backward pass, is what goes in and out of every matrix, once through every
+norm, and once more the logits: within a third of what PyTorch keeps without dropout and with fused attention. The
 process itself (Python, PyTorch: some 300 MB) comes on top.
 """
 
@@ -22,12 +22,12 @@ from torch import nn
 
 from loquela.checkpoint.skeleton import skeleton
 from loquela.layers.attention import MultiHeadAttention
-from loquela.layers.norms import LayerNorm, RMSNorm
 from loquela.models.base import Config, Network
 
 __all__ = ["PARTS", "Size", "size"]
 
-PARTS = ("embedding", "attention", "feed_forward", "norms", "head", "other")
+PARTS = ("embedding", "attention", "feed_forward", "recurrent", "norms", "head", "other")
+_ALWAYS = ("embedding", "attention", "feed_forward", "norms")
 TOKENS = 2048
 TRAIN_ROWS = 8
 LORA_RANK = 16
@@ -65,7 +65,7 @@ def size(config: Config, *, tokens: int | None = None) -> Size:
         "tune_lora": _FLOAT * total + _TRAINED * lora + activations,
         "train": _TRAINED * total + TRAIN_ROWS * activations,
     }
-    counts = {part: count for part, count in parts.items() if count or part not in ("head", "other")}
+    counts = {part: count for part, count in parts.items() if count or part in _ALWAYS}
     return Size({"total": total, **counts}, memory, network.context_length, tokens)
 
 
@@ -74,13 +74,15 @@ def _part(name: str) -> str:
     bricks = name.split(".")[:-1]
     if any(brick.endswith("norm") for brick in bricks):
         return "norms"
-    if any("embedding" in brick for brick in bricks):
+    if any("embedding" in brick or brick == "positions" or brick.endswith("_bias") for brick in bricks):
         return "embedding"
     if "attention" in bricks or "cross" in bricks:
         return "attention"
     if "feedforward" in bricks:
         return "feed_forward"
-    return "head" if "head" in bricks[0] else "other"
+    if "recurrent" in bricks:
+        return "recurrent"
+    return "head" if any("head" in brick for brick in bricks) else "other"
 
 
 def _block_linears(network: Network) -> Iterator[nn.Linear]:
@@ -91,11 +93,17 @@ def _block_linears(network: Network) -> Iterator[nn.Linear]:
 
 def _kept_per_token(network: Network) -> int:
     """Numbers that the backward pass needs of each token (A above)."""
-    linears = sum(m.in_features + m.out_features for m in network.modules() if isinstance(m, nn.Linear))
-    norms = [m.weight for m in network.modules() if isinstance(m, RMSNorm | LayerNorm)]
-    return linears + sum(weight.numel() for weight in norms if weight is not None) + network.vocab_size
+    kept = network.vocab_size
+    for module in network.modules():
+        if not isinstance(module, nn.Embedding):
+            shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
+            kept += sum(sum(shape) for shape in shapes if len(shape) == 2)
+            kept += sum(shape[0] for shape in shapes[:1] if len(shape) == 1)  # the weight of a norm, not its bias
+    return kept
 
 
 def _cached_per_token(network: Network) -> int:
-    """Numbers that the cache keeps of each token: a key and a value per layer."""
+    """Numbers that the cache keeps of each token: a key and a value per layer of what writes from left to right."""
+    if network.kind == "encoder":
+        return 0
     return sum(2 * m.kv_heads * m.head_dim for m in network.modules() if isinstance(m, MultiHeadAttention))

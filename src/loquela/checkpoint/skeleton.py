@@ -17,22 +17,20 @@ __all__ = ["skeleton"]
 
 MAX_PARAMETERS = 200_000
 """Tensors that a network of any sense may have: a thousand layers with a hundred experts each are half of it."""
-_MAX_TABLE = 1 << 24
+_MAX_ROWS = 1 << 24
 
 
-class _ParametersOnMeta(TorchFunctionMode):
-    """Tensors made to be filled go to the meta device and are not drawn; what is computed, such as tables, is real."""
+class _NothingDrawn(TorchFunctionMode):
+    """Matrices to be filled go to the meta device and are not drawn; what is computed, such as tables, is real."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.empty, torch.ones, torch.zeros):
+        if func is torch.empty:
             kwargs["device"] = "meta"
         elif getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        elif func is torch.arange and any(type(n) is int and n > _MAX_TABLE for n in args):
-            raise ConfigError(
-                f"a table of a model must have at most {_MAX_TABLE:,} rows, but config.json asks for more"
-            )
+        elif func in (torch.arange, torch.ones, torch.zeros) and any(type(n) is int and n > _MAX_ROWS for n in args):
+            raise ConfigError(f"a vector of a model must have at most {_MAX_ROWS:,} numbers, but config.json has more")
         return func(*args, **kwargs)
 
 
@@ -59,6 +57,18 @@ def skeleton(config: Config, *, at_most: int = MAX_PARAMETERS) -> Network:
 
     Raises `ConfigError` for a config that asks for more than `at_most` tensors, or for absurd tables.
     """
-    with _ParametersOnMeta(), _at_most(at_most):
+    with _NothingDrawn(), _at_most(at_most):
         network: Network = architecture(config.model_type).NETWORK(config)
+    return _on_meta(network)
+
+
+def _on_meta(network: Network) -> Network:
+    """Move the parameters that are real, the ones of norms, as well; what is tied stays tied."""
+    moved: dict[nn.Parameter, nn.Parameter] = {}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_meta:
+                if parameter not in moved:
+                    moved[parameter] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+                setattr(module, name, moved[parameter])
     return network

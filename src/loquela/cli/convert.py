@@ -29,7 +29,9 @@ def convert(
 
     result = conversion.convert(source, target)
     if result["left_out"]:
-        note(f"not needed, so left out: {', '.join(result['left_out'])}")
+        note(f"left out, since nothing is read from them: {', '.join(result['left_out'])}")
+    if not result["tokenizer"]:
+        note(f"{source} has no tokenizer.json, so {target} has none either")
     if json:
         print_json(result)
         return
