@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["LayerNorm", "RMSNorm", "rms_normalise"]
 
 
-def rms_normalise(x: Tensor, eps: float) -> Tensor:
-    """Divide `x` (…, dim) by its root mean square over the last dimension, computed in float32 at least.
+class _RMSNormalise(torch.autograd.Function):
+    """`x / rms(x)` with its derivative written out; twice as fast on a CPU as `F.rms_norm`, forward and backward."""
 
-    Written out instead of `F.rms_norm`, whose backward pass on a CPU costs more than twice that of `layer_norm`.
-    """
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (…, 1)
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        y, inverse = ctx.saved_tensors
+        along: Tensor = torch.linalg.vecdot(gradient, y).unsqueeze(-1).div_(-y.shape[-1])
+        return gradient.addcmul(y, along).mul_(inverse), None
+
+
+def rms_normalise(x: Tensor, eps: float) -> Tensor:
+    """Divide `x` (…, dim) by its root mean square over the last dimension, computed in float32 at least."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return _RMSNormalise.apply(wide, eps).to(x.dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class RMSNorm(nn.Module):
