@@ -43,7 +43,7 @@ class BlockOrder:
         self.block, self.batch_size = block, batch_size
         self.blocks_per_epoch = max(1, (targets - block + 1) // block)
         self._offsets = targets - self.blocks_per_epoch * block + 1
-        self._seed = np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF)
+        self._seed = np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)
         # Two halves of `bits` bits each: the smallest such square that holds an epoch, at most four times too large.
         self._bits = np.uint64(max(1, ((self.blocks_per_epoch - 1).bit_length() + 1) // 2))
 
@@ -51,32 +51,33 @@ class BlockOrder:
         """Return where the blocks of a step (from 0) start, (batch_size,); a block is `block` tokens and their next."""
         row = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
         epoch, index = np.divmod(row, np.uint64(self.blocks_per_epoch))
-        offset = self._hash(epoch, np.uint64(_ROUNDS)) % np.uint64(self._offsets)
-        starts: Words = offset + self._permuted(epoch, index) * np.uint64(self.block)
+        *keys, offset = self._keys(epoch)
+        starts: Words = offset % np.uint64(self._offsets) + self._permuted(np.array(keys), index) * np.uint64(
+            self.block
+        )
         return starts.astype(np.int64)
 
     def blocks(self, tokens: Tokens, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the blocks that start there, each with its next token: (len(starts), block + 1)."""
         return np.stack([tokens[start : start + self.block + 1] for start in starts]).astype(np.int64)
 
-    def _permuted(self, epoch: Words, index: Words) -> Words:
-        index = self._feistel(epoch, index)
-        outside = index >= self.blocks_per_epoch
-        while outside.any():
-            index[outside] = self._feistel(epoch[outside], index[outside])
-            outside = index >= self.blocks_per_epoch
+    def _keys(self, epoch: Words) -> Words:
+        """Return the numbers that belong to each epoch of `epoch` (n,): (rounds + 1, n)."""
+        return _mix(_mix(epoch ^ _mix(self._seed)) + np.arange(_ROUNDS + 1, dtype=np.uint64)[:, None])
+
+    def _permuted(self, keys: Words, index: Words) -> Words:
+        index = self._feistel(keys, index)
+        while (outside := index >= self.blocks_per_epoch).any():
+            index[outside] = self._feistel(keys[:, outside], index[outside])
         return index
 
-    def _feistel(self, epoch: Words, index: Words) -> Words:
+    def _feistel(self, keys: Words, index: Words) -> Words:
         mask = (np.uint64(1) << self._bits) - np.uint64(1)
         left, right = index >> self._bits, index & mask
-        for turn in range(_ROUNDS):
-            left, right = right, left ^ (_mix(right ^ self._hash(epoch, np.uint64(turn))) & mask)
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
         joined: Words = (left << self._bits) | right
         return joined
-
-    def _hash(self, epoch: Words, turn: np.uint64) -> Words:
-        return _mix(_mix(epoch ^ _mix(np.atleast_1d(self._seed))) + turn)
 
 
 def _mix(x: Words) -> Words:

@@ -56,13 +56,13 @@ def characters(path: Path, encoding: str, notes: list[str]) -> Iterator[str]:
     decoder = _codec(encoding).incrementaldecoder()
     one_byte = "a".encode(encoding) == b"a"  # then a NUL byte is a NUL character, and no text
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset, started = 0, False
+    offset, at_start, empty = 0, True, True
     for chunk in _with_end(chunks(path)):
+        if offset == 0 and codecs.lookup(encoding).name == "utf-8":
+            _refuse_other_unicode(path, chunk)
         if one_byte and (nul := chunk.find(0)) >= 0:
             raise _binary(path, f"byte {offset + nul}")
-        pending = decoder.getstate()[0] if chunk else b""
-        if offset == 0 and encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
-            _refuse_other_unicode(path, chunk)
+        pending = decoder.getstate()[0]
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
@@ -74,12 +74,13 @@ def characters(path: Path, encoding: str, notes: list[str]) -> Iterator[str]:
         offset += len(chunk)
         if not one_byte and "\0" in text:
             raise _binary(path, f"a character before byte {offset}")
+        if text and at_start:
+            at_start, text = False, text.removeprefix("\ufeff")
         text = newlines.decode(text, final=not chunk)
-        if text and not started:
-            started, text = True, text.removeprefix("\ufeff")
         if text:
+            empty = False
             yield text
-    if not started:
+    if empty:
         raise DataError(f"{path} must have text, but is empty")
     if newlines.newlines not in (None, "\n"):
         notes.append(f"{path.name}: line ends of Windows or old Macs (CR LF, CR) are read as line feeds")

@@ -7,7 +7,6 @@ per row, its text under `text`: .jsonl, .json, .csv, .tsv. Each may be compresse
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ PIECE = 1 << 15
 """Characters of a piece, about: small enough to spread over cores, large enough that borders are rare."""
 _PATIENCE = 4 * PIECE  # characters to wait for a line end before a blank will do
 _HARD_LIMIT = 1 << 20  # characters to wait for any safe place
-_LINE = re.compile(r"(?<=\S)\n(?=\S)")
-_BLANK = re.compile(r"(?<=\S)(?= \S)")
 
 
 @dataclass(frozen=True)
@@ -117,25 +114,38 @@ def _window(parts: Iterable[str], start: int, stop: int | None) -> Iterator[str]
 
 def _cut(parts: Iterable[str], path: Path, notes: list[str]) -> Iterator[Piece]:
     """Yield the pieces of one document."""
-    buffer = ""
+    buffer, searched = "", 0  # nowhere before `searched` is a safe place
     cut_anywhere = False
     for part in parts:
         buffer += part
         begin = 0
         while len(buffer) - begin > _PATIENCE:
-            match = _LINE.search(buffer, begin + PIECE) or _BLANK.search(buffer, begin + PIECE)
-            if match is not None:
-                end = match.end()
+            here = max(begin + PIECE, searched)
+            if (line := _alone("\n", buffer, here)) >= 0:
+                end = line + 1
+            elif (blank := _alone(" ", buffer, here)) >= 0:
+                end = blank
             elif len(buffer) - begin > _HARD_LIMIT:
                 end, cut_anywhere = begin + _HARD_LIMIT, True
             else:
+                searched = len(buffer) - 1
                 break
             yield Piece(buffer[begin:end], ends_document=False)
             begin = end
-        buffer = buffer[begin:]
+        buffer, searched = buffer[begin:], max(0, searched - begin)
     yield Piece(buffer, ends_document=True)
     if cut_anywhere:
         notes.append(
             f"{path.name} has stretches of more than {_HARD_LIMIT:,} characters without a line end or a blank; "
             "they are cut anywhere, and a token may be cut there"
         )
+
+
+def _alone(mark: str, text: str, start: int) -> int:
+    """Return where `mark` stands from `start` on, after and before a character that is no white space; else -1."""
+    position = text.find(mark, start)
+    while 0 <= position < len(text) - 1:
+        if not text[position - 1].isspace() and not text[position + 1].isspace():
+            return position
+        position = text.find(mark, position + 1)
+    return -1

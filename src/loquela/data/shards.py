@@ -6,6 +6,7 @@ four; `corpus.json` beside them says what they are and which text and tokenizer 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,7 +91,8 @@ def build(
         raise StorageError(f"the tokens could not be written to {directory}: {error.strerror}") from error
     finally:
         for name in _FILES:
-            (directory / f"{name}.part").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (directory / f"{name}.part").unlink()
     made = _open(directory, wanted)
     if made is None:
         raise StorageError(

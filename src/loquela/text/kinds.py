@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -67,7 +70,29 @@ def _unigram(texts: Iterable[str], vocab_size: int | None, special: list[str]) -
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    learnt = {piece: score for piece, score in _model(tokenizer)["vocab"] if piece not in special}
+    tokenizer = _byte_level(
+        models.Unigram(vocab=[*((s, 0.0) for s in special), *_settled(learnt, size - len(special))])
+    )
+    tokenizer.add_special_tokens(special)
     return tokenizer
+
+
+def _settled(learnt: dict[str, float | None], size: int) -> list[tuple[str, float]]:
+    """Return all bytes and the best of the other pieces, by falling score, free of what differs from run to run.
+
+    The library walks a hash table, whose order is random: sums differ in their last bits, and bytes that the text
+    lacks share out some 256 scores, 0.0001 apart, just above the lowest; here they all get the lowest.
+    """
+    known = [score for score in learnt.values() if score is not None]  # None: nothing was left to compare with
+    lowest = min(known, default=0.0)
+    scores = {piece: lowest if score is None else round(score, 9) for piece, score in learnt.items()}
+    for piece, score in scores.items():
+        if len(piece) == 1 and score < lowest + _BYTES * 0.0001:
+            scores[piece] = round(lowest, 9)
+    order = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    best = set([item for item in order if len(item[0]) > 1][: size - _BYTES])
+    return [item for item in order if len(item[0]) == 1 or item in best]
 
 
 def _byte(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> tokenizers.Tokenizer:
@@ -88,8 +113,8 @@ def _char(texts: Iterable[str], vocab_size: int | None, special: list[str]) -> t
         seen.update(text)
     if vocab_size is not None:
         _room(vocab_size, len(special) + 1, f"one character and {len(special)} special tokens, {unknown} among them")
-        seen = Counter(dict(seen.most_common(vocab_size - len(special))))
-    pieces = [*special, *sorted(seen)]
+    room = len(seen) if vocab_size is None else vocab_size - len(special)
+    pieces = [*special, *_most_frequent(seen, seen, room)]
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token=unknown)
     )
@@ -102,18 +127,43 @@ def _wordpiece(texts: Iterable[str], vocab_size: int | None, special: list[str])
     unknown = "[UNK]"
     special = special if unknown in special else [*special, unknown]
     size = _room(vocab_size, len(special) + 2, f"some pieces and {len(special)} special tokens, {unknown} among them")
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    texts = list(texts)
+    seen: Counter[str] = Counter()
+    for text in texts:
+        seen.update(text)
+    # Every character gets a piece at the beginning of a word and one inside, as ##c: a word of them is never unknown.
+    alphabet = _most_frequent((c for c in seen if not c.isspace()), seen, (size - len(special)) // 2)
+    inside = [f"##{c}" for c in alphabet]
+    tokenizer = _words(models.WordPiece(unk_token=unknown))
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
         min_frequency=2,
-        special_tokens=special,
-        limit_alphabet=max(1, (size - len(special)) // 2),  # each character may also stand inside a word, as ##c
+        special_tokens=[*special, *inside],  # named here, or else numbered in the random order of a hash table
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = _words(models.WordPiece(vocab=_model(tokenizer)["vocab"], unk_token=unknown))
+    tokenizer.add_special_tokens(special)
     return tokenizer
+
+
+def _words(model: models.Model) -> tokenizers.Tokenizer:
+    """BERT's words, case and accents kept."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return tokenizer
+
+
+def _most_frequent(pieces: Iterable[str], counts: Counter[str], size: int) -> list[str]:
+    return sorted(sorted(pieces, key=lambda piece: (-counts[piece], piece))[:size])
+
+
+def _model(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
+    return model
 
 
 _RECIPES: dict[str, Recipe] = {
@@ -138,15 +188,18 @@ def train(
         raise UsageError(
             f"the kind of a tokenizer must be one of {', '.join(KINDS)}, but is {kind!r}{nearest(kind, KINDS)}"
         )
+    marks = re.compile("|".join(map(re.escape, special_tokens)) or r"(?!)")
     empty = True
 
-    def counted() -> Iterable[str]:
+    def said() -> Iterator[str]:
         nonlocal empty
         for text in texts:
-            empty = empty and not text
-            yield text
+            for part in marks.split(text):  # a special token in the text is no text to learn from
+                if part:
+                    empty = False
+                    yield part
 
-    tokenizer = _RECIPES[kind](counted(), vocab_size, list(special_tokens))
+    tokenizer = _RECIPES[kind](said(), vocab_size, list(special_tokens))
     if kind != "byte" and empty:
         raise TokenizerError("a tokenizer must have text to learn from, but the text is empty")
     size = tokenizer.get_vocab_size()
