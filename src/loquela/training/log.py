@@ -42,7 +42,7 @@ class LossLog:
             self.lost = self._stream.tell() < size
             """Whether rows that the checkpoint knows of are gone."""
             self._stream.truncate(min(size, self._stream.tell()))
-            if not self._stream.tell():
+            if not self._stream.seek(0, os.SEEK_END):
                 self._write([f.name for f in fields(Row)])
 
     def write(self, row: Row) -> None:

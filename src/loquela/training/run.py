@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from loquela.checkpoint.files import finish_install
+from loquela.checkpoint.files import finish_install, read_json
 from loquela.checkpoint.store import atomic_directory, load_model, save_model, verify
 from loquela.data import shards
 from loquela.data.vocabulary import train_tokenizer
-from loquela.errors import CheckpointError, ConfigError, RecipeError
+from loquela.errors import CheckpointError, ConfigError, RecipeError, StorageError
 from loquela.models.base import Network, architecture, config_from_dict
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.curve import write_curve
@@ -68,8 +68,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener
     source = recipe.source  # before anything is made for it
     with Interruption() as interruption, locked(directory):
         claim(directory, recipe)
-        if recipe.resume_from_checkpoint is True and (result := _finished(directory)):
-            on_event(Note(f"{directory} holds this very run, finished: nothing is left to train"))
+        if recipe.resume_from_checkpoint is True and (result := _finished(directory, on_event)):
             return result
         _keep_freed_memory()
         network, tokenizer = _start(recipe, directory, on_event)
@@ -200,7 +199,10 @@ def _finish(run: Run) -> TrainResult:
         best_step=best_step,
         parameters=run.network.parameter_count(),
     )
-    write_curve(read_rows(directory / "loss.csv"), directory / "loss.html", f"Loss of {directory.name}")
+    try:
+        write_curve(read_rows(directory / "loss.csv"), directory / "loss.html", f"Loss of {directory.name}")
+    except StorageError as error:  # a picture less is no reason to lose the model
+        run.listener(Note(str(error)))
     save_model(
         run.network,
         run.tokenizer,
@@ -211,15 +213,19 @@ def _finish(run: Run) -> TrainResult:
     return result
 
 
-def _finished(directory: Path) -> TrainResult | None:
+def _finished(directory: Path, on_event: Listener) -> TrainResult | None:
     """Return the result of a run that has ended, if its model is still what was saved."""
     finish_install(directory)
-    try:
-        results = json.loads((directory / RESULTS).read_text())
-        verify(directory)
-        return TrainResult(**{**results, "model": str(directory)})
-    except (OSError, ValueError, TypeError, CheckpointError):
+    if not (directory / RESULTS).is_file():
         return None
+    try:
+        verify(directory)
+        result = TrainResult(**(read_json(directory, RESULTS) | {"model": str(directory)}))
+    except (TypeError, CheckpointError) as error:
+        on_event(Note(f"the finished model is damaged and will be made again: {error}"))
+        return None
+    on_event(Note(f"{directory} holds this very run, finished: nothing is left to train"))
+    return result
 
 
 def _keep_freed_memory() -> None:
