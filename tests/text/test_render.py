@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -129,7 +128,8 @@ DEVOURERS = [
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
     "{{ range(99999) | map('string') | join('a' * 10**6) }}",
-    "{% set ns = namespace(s='a') %}{% for i in range(40) %}{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}{% endfor %}",
+    "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set s %}{{ n.s }}{{ n.s }}{% endset %}"
+    "{% set n.s = s %}{% endfor %}",
     "{{ ('a' * 10**6) | wordwrap(1) | wordwrap(1) }}" * 50,
     "{{ ('a ' * 10**7) | title | urlize }}",
     "{{ ((('a' * 9999) | list) | sum(start='')) }}{{ range(99999) | sort | unique | list | length ** 99999999 }}",
@@ -178,8 +178,6 @@ def test_a_forked_process_has_a_sandbox_of_its_own(tokenizer: Tokenizer) -> None
 def test_a_sandbox_that_hangs_is_ended(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "_WALL_SECONDS", 0.0)
     with pytest.raises(UsageError, match="limits"):
-        for _ in range(50):
-            render_text(MESSAGES, DEVOURERS[0], tokenizer)
+        render_text(MESSAGES, DEVOURERS[0], tokenizer)
     monkeypatch.undo()
-    time.sleep(0)
     assert render_text(MESSAGES, "{{ 1 }}", tokenizer) == "1"

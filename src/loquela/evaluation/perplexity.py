@@ -118,6 +118,10 @@ def score_ids(network: Network, ids: Sequence[int], *, window: int, stride: int)
     Windows of `window` tokens start every `stride` tokens; each scores the tokens that the one before it did not.
     With `stride=window` they are the blocks of a validation loss. Raises `UsageError` for impossible sizes.
     """
+    if network.kind != "decoder":
+        raise UsageError(
+            f"a scored model must be a decoder-only one, but {network.config.model_type} is {network.kind}"
+        )
     if not 1 <= window <= network.context_length:
         raise UsageError(f"window must be from 1 to the context window of {network.context_length}, but is {window}")
     if not 1 <= stride <= window:
