@@ -17,14 +17,14 @@ class _RMSNormalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (…, 1)
-        y = x * inverse
+        y: Tensor = x * inverse
         ctx.save_for_backward(y, inverse)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         y, inverse = ctx.saved_tensors
-        along: Tensor = torch.linalg.vecdot(gradient, y).unsqueeze(-1).div_(-y.shape[-1])
+        along = torch.linalg.vecdot(gradient, y).unsqueeze(-1).div_(-y.shape[-1])
         return gradient.addcmul(y, along).mul_(inverse), None
 
 
