@@ -9,7 +9,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loquela.data import readers
@@ -304,6 +304,30 @@ def test_no_content_raises_anything_untyped(scratch: Path, content: bytes, suffi
     path = written(scratch, content, f"a{suffix}")
     with contextlib.suppress(DataError):
         assert list(read_pieces(path))[-1].ends_document
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000)
+@given(data=st.data(), suffix=st.sampled_from(sorted(SETS)))
+def test_ten_thousand_mutated_rows(scratch: Path, data: st.DataObject, suffix: str) -> None:
+    """All rows are used, or one typed error of one line names the file."""
+    content = bytearray(SETS[suffix].encode() * 3)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        match data.draw(st.sampled_from(["flip", "cut", "insert"])):
+            case "flip":
+                content[place] ^= 1 << data.draw(st.integers(0, 7))
+            case "cut":
+                del content[place : place + data.draw(st.integers(1, 9))]
+            case _:
+                content[place:place] = data.draw(st.binary(min_size=1, max_size=4))
+    path = written(scratch, bytes(content), suffix.removesuffix(".gz"))
+    try:
+        pieces = list(read_pieces(path))
+    except DataError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018
+    else:
+        assert all(isinstance(piece.text, str) for piece in pieces)
 
 
 # -- memory

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -37,6 +37,19 @@ def test_any_text_comes_back(kind: str, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10_000)
+@given(text=anything)
+def test_any_text_in_every_kind_in_full(kind: str, text: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(text)
+    if kind in LOSSLESS or (kind == "char" and tokenizer.unk_id not in ids):
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    stream = tokenizer.stream()
+    assert "".join([*map(stream.push, ids), stream.finish()]) == tokenizer.decode(ids)
 
 
 @given(text=st.text(alphabet=sorted(set(TEXT))))

@@ -23,7 +23,9 @@ app = typer.Typer(
 )
 
 _COLOURS = ("on dark_blue", "on dark_green", "on dark_magenta", "on dark_cyan", "on dark_red", "on orange4")
-_VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "→", "\r": "←"})
+_CONTROLS = {code: 0x2400 + code for code in range(32)} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
+_VISIBLE = {**_CONTROLS, ord(" "): "·", ord("\n"): "↵", ord("\t"): "→"}
+"""White space can be seen, and no token commands the terminal."""
 
 
 @app.command()
@@ -120,21 +122,28 @@ def _stdin() -> str:
 
 
 def _draw(tokens: list[dict[str, Any]]) -> None:
-    """Draw each token over its id, in columns, as many to a line as the terminal holds."""
+    """Draw each token over its id, in columns, as many to a line as the terminal holds; a line end ends it."""
     from rich.cells import cell_len
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     above, below = Text(), Text()
+
+    def new_line() -> None:
+        nonlocal above, below
+        if above:
+            console.print(above, below, sep="\n", soft_wrap=True)
+        above, below = Text(), Text()
+
     for index, token in enumerate(tokens):
         shown, number = token["text"].translate(_VISIBLE), str(token["id"])
         width = max(cell_len(shown), len(number))
-        if above.cell_len + width > console.width and above:
-            console.print(above, below, sep="\n", soft_wrap=True)
-            above, below = Text(), Text()
-        above.append(shown, style=f"bold white {_COLOURS[index % len(_COLOURS)]}").append(
-            " " * (width - cell_len(shown) + 1)
-        )
+        if above.cell_len + width > console.width:
+            new_line()
+        above.append(shown, style=f"bold white {_COLOURS[index % len(_COLOURS)]}")
+        above.append(" " * (width - cell_len(shown) + 1))
         below.append(f"{number:<{width}} ", style="dim")
-    console.print(above, below, sep="\n", soft_wrap=True)
+        if "\n" in token["text"]:
+            new_line()
+    new_line()
