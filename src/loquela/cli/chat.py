@@ -116,7 +116,8 @@ class Conversation:
                 self.turns.clear()
                 return "What was said is forgotten."
             case ["/set"]:
-                return "\n".join(f"{name:<19} {value}" for name, value in self.settings.as_dict().items())
+                width = max(map(len, SETTINGS))
+                return "\n".join(f"{name:<{width}}  {value}" for name, value in self.settings.as_dict().items())
             case ["/set", name, value]:
                 if name not in SETTINGS:
                     raise UsageError(f"there is no setting {name!r}{nearest(name, SETTINGS)}")
