@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loquela.data.batches import evaluation_blocks
 from loquela.data.readers import Piece
+from loquela.data.shards import build
 from loquela.errors import DataError, LoquelaError, UsageError
 from loquela.evaluation import perplexity
 from loquela.evaluation.perplexity import score, score_ids
 from loquela.models.base import Network, architecture
 from loquela.text.tokenizer import Tokenizer
+from loquela.training.validation import validate
 
 WINDOW = 24
 TEXT = "The cat sat on the mat; the dog sat on the log. Ärger, 猫と犬 🐈🐕.\n"
@@ -99,19 +101,21 @@ def test_logits_a_few_rows_at_a_time_change_nothing(network: Network, monkeypatc
     np.testing.assert_allclose(score_ids(network, ids, window=24, stride=12), expected, atol=1e-5)
 
 
-def test_equal_to_a_validation_loss_when_the_stride_is_the_window(network: Network, tokenizer: Tokenizer) -> None:
-    ids = np.array(tokenizer.encode(TEXT * 10), dtype=np.uint16)
-    total = 0.0
-    for inputs, labels in evaluation_blocks(ids, WINDOW, 4):
-        with torch.no_grad():
-            logits = network(torch.as_tensor(inputs))
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), torch.as_tensor(labels).flatten(), ignore_index=-100, reduction="sum"
-        )
-        total += losses.item()
-    result = score(network, tokenizer, TEXT * 10, stride=WINDOW)
-    assert result.window == WINDOW
-    assert -result.log_prob == pytest.approx(total, rel=1e-6)
+def test_equal_to_the_trainers_validation_when_the_stride_is_the_window(
+    network: Network, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    corpus = build(tmp_path / "text.txt", tokenizer, tmp_path / "data")
+    trainers = validate(network, corpus.validation, block=WINDOW, batch_size=4)
+    assert trainers is not None
+    ids = corpus.validation.tokens.astype(np.int64).tolist()
+    ours = score_ids(network, ids, window=WINDOW, stride=WINDOW)
+    assert len(ours) == trainers.tokens
+    assert -ours.mean() == pytest.approx(trainers.loss, rel=1e-6)
+    result = score(network, tokenizer, tokenizer.decode(ids), stride=WINDOW)
+    assert -result.log_prob / result.tokens == pytest.approx(trainers.loss, rel=1e-6)
+    whole = result.n_bytes + len(tokenizer.decode(ids[:1]).encode())  # the trainer counts the first token's bytes too
+    assert result.bits_per_byte * result.n_bytes / whole == pytest.approx(trainers.bits_per_byte, rel=1e-6)
 
 
 def test_more_context_is_the_default(network: Network, tokenizer: Tokenizer) -> None:
