@@ -1,0 +1,1 @@
+"""Looking inside: attention, embeddings, next tokens, gradients; data first, figures from it."""
