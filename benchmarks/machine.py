@@ -1,0 +1,50 @@
+"""What machine the figures come from, and how a result is written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def machine() -> str:
+    """One line: processor, cores, memory, system, libraries."""
+    import torch
+
+    processor, flags = platform.processor(), ""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        processor = fields.get("model name", processor)
+        flags = " ".join(
+            f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in fields.get("flags", "").split()
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{processor} ({flags}), {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median (smallest to largest) of repeated measurements."""
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def record(title: str, command: str, lines: Sequence[str], result: dict[str, object]) -> None:
+    """Put a section into RESULTS.md, in the place of the one with the same title."""
+    body = [f"## {title}", "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine()}", "", *lines, ""]
+    body += ["<details><summary>all figures</summary>", "", "```json", json.dumps(result), "```", "", "</details>", ""]
+    text = (
+        RESULTS.read_text() if RESULTS.exists() else "# Measured results\n\nEach section is written by its command.\n\n"
+    )
+    sections = text.split("\n## ")
+    kept = [sections[0], *(s for s in sections[1:] if not s.startswith(f"{title}\n"))]
+    RESULTS.write_text("\n## ".join(kept).rstrip() + "\n\n" + "\n".join(body))
