@@ -9,7 +9,7 @@ import typer
 
 from loquela.cli.output import console, print_json
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command()

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loquela.data.batches import BlockOrder
+from loquela.data.batches import BlockOrder, Tokens
 from loquela.data.objectives import OBJECTIVES, Batch
 from loquela.data.shards import Corpus
 from loquela.errors import NonFiniteError
-from loquela.generation.completion import stream
+from loquela.generation.completion import prompt_ids, stream
 from loquela.generation.settings import GenerationSettings
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -47,11 +48,12 @@ def steps_of(recipe: Recipe, train_tokens: int) -> int:
     return max(1, round(recipe.num_train_epochs * per_epoch))
 
 
-def opening(tokenizer: Tokenizer, corpus: Corpus) -> str:
-    """Return a few words of the held-out text to go on from: the beginning of its first whole line that has some."""
-    lines = tokenizer.decode(corpus.validation.tokens[:200].tolist()).split("\n")
+def opening(tokenizer: Tokenizer, tokens: Tokens, limit: int) -> str:
+    """Return a few words to go on from, of at most `limit` tokens: the first whole line that has some, or its start."""
+    lines = tokenizer.decode(tokens[:200].tolist()).split("\n")
     words = next((words for line in lines[1:] if len(words := line.split()) >= OPENING_WORDS), lines[0].split())
-    return " ".join(words[:OPENING_WORDS])
+    ids = tokenizer.encode(" ".join(words[:OPENING_WORDS]), add_special_tokens=False)
+    return tokenizer.decode(ids[:limit])
 
 
 @dataclass
@@ -73,9 +75,18 @@ class Run:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.steps = steps_of(recipe, len(self.corpus.train))
-        self.order = BlockOrder(len(self.corpus.train), recipe.block_size, recipe.batch_size, recipe.seed)
+        self.order = self.short = self._order(1)
+        self.short_steps = 0
+        if recipe.curriculum is not None:
+            self.short = self._order(recipe.block_size // recipe.curriculum.block_size)
+            self.short_steps = round(recipe.curriculum.ratio * self.steps)
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._saved = self._sampled = self.state.step
+
+    def _order(self, parts: int) -> BlockOrder:
+        """Return the order of samples that are `parts` times shorter and as many more."""
+        recipe = self.recipe
+        return BlockOrder(len(self.corpus.train), recipe.block_size // parts, recipe.batch_size * parts, recipe.seed)
 
     def train(self) -> bool:
         """Train until the last update; False when it was interrupted. Either way the state is in a checkpoint.
@@ -116,15 +127,16 @@ class Run:
 
     def _update(self) -> None:
         step = self.state.step
-        starts = self.order.indices(step)
+        order = self.short if step < self.short_steps else self.order
+        starts = order.indices(step)
         try:
             report = train_step(
                 self.network,
                 self.optimizer,
-                self._batch(step, starts),
+                self._batch(step, order.blocks(self.corpus.train.tokens, starts)),
                 step,
                 self._factor(step),
-                micro_batch=self.recipe.per_device_train_batch_size,
+                micro_batch=order.batch_size // self.recipe.gradient_accumulation_steps,
                 max_grad_norm=self.recipe.max_grad_norm,
                 dtype=self.dtype,
                 stopping=self.stopping,
@@ -146,12 +158,11 @@ class Run:
         state.gradient_norm = report.gradient_norm
         self.listener(Stepped(state.step, report.loss, state.tokens, self.seconds))
 
-    def _batch(self, step: int, starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Batch:
-        """Draw the batch of a step, and set torch's generator for what the network draws (dropout)."""
+    def _batch(self, step: int, blocks: npt.NDArray[np.int64]) -> Batch:
+        """Make the batch of a step, and set torch's generator for what the network draws (dropout)."""
         seed = self.recipe.seed
         torch.manual_seed((seed * _GOLDEN + step) % 2**63)
-        generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-        return OBJECTIVES[self.recipe.objective](self.order.blocks(self.corpus.train.tokens, starts), generator)
+        return OBJECTIVES[self.recipe.objective](blocks, np.random.Generator(np.random.Philox(key=[seed, step])))
 
     def _factor(self, step: int) -> float:
         return rate(self.recipe.lr_scheduler_type, step, self.steps, self.recipe.warmup(self.steps))
@@ -216,16 +227,22 @@ class Run:
 
     def _sample(self) -> None:
         self._sampled = self.state.step
+        if (written := self.sample()) is not None:
+            self.listener(Sampled(self.state.step, *written))
+
+    def sample(self) -> tuple[str, str] | None:
+        """Let the model write; return the prompt and its continuation, or None when a signal comes meanwhile."""
         prompt = self.recipe.sample_prompt
         if prompt is None:
-            prompt = opening(self.tokenizer, self.corpus)
-        settings = GenerationSettings(max_new_tokens=SAMPLE_TOKENS, seed=self.recipe.seed)
+            prompt = opening(self.tokenizer, self.corpus.validation.tokens, self.network.context_length // 2)
+        room = self.network.context_length - len(prompt_ids(self.tokenizer, prompt))
+        settings = GenerationSettings(max_new_tokens=min(SAMPLE_TOKENS, room), seed=self.recipe.seed)
         text = ""
         for piece in stream(self.network, self.tokenizer, prompt, settings):
             text += piece.text
             if self.stopping():
-                return
-        self.listener(Sampled(self.state.step, prompt, text))
+                return None
+        return prompt, text
 
     def _save(self) -> None:
         self._saved = self.state.step

@@ -16,7 +16,7 @@ from loquela.errors import RecipeError, nearest
 from loquela.text.tokenizer import KINDS
 from loquela.training.schedules import SCHEDULES
 
-__all__ = ["Muon", "Recipe", "Tokenizer"]
+__all__ = ["Curriculum", "Muon", "Recipe", "Tokenizer"]
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -53,6 +53,13 @@ class Muon(_Strict):
     ns_steps: int = Field(default=4, ge=1, le=5, description="Iterations that make the update orthogonal.")
 
 
+class Curriculum(_Strict):
+    """Short samples first: as many more of them in an update as are shorter, so that its tokens stay as many."""
+
+    block_size: Count = Field(description="Tokens of a sample at first; divides the block_size that comes after.")
+    ratio: Fraction = Field(default=0.6, description="Share of the steps that see such samples.")
+
+
 class Recipe(_Strict):
     """All that decides a run. Names are those of Hugging Face's Trainer wherever it has one."""
 
@@ -68,6 +75,8 @@ class Recipe(_Strict):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="Held out from the end.")
     objective: str = Field(default="causal", description=f"One of {', '.join(OBJECTIVES)}.")
     block_size: Count = Field(default=128, description="Tokens of one sample; the context window that is trained.")
+
+    curriculum: Curriculum | None = Field(default=None, description="Shorter samples for the first steps.")
 
     output_dir: str = Field(description="Where the run lives: model, checkpoints, logs, tokens.")
     overwrite_output_dir: bool = Field(default=False, description="Begin anew in a directory that holds another run.")
@@ -129,6 +138,11 @@ class Recipe(_Strict):
             _one_of(key, getattr(self, key), known)
         if isinstance(self.tokenizer, Tokenizer):
             _one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
+        if self.curriculum is not None and self.block_size % self.curriculum.block_size:
+            raise RecipeError(
+                f"curriculum.block_size must divide block_size, but is {self.curriculum.block_size} and block_size "
+                f"{self.block_size}"
+            )
         return self
 
     # -- reading and writing
@@ -270,7 +284,7 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 
 def _sentence(error: Mapping[str, Any]) -> str:
     """One error of pydantic as `key: what must hold, but is value`."""
-    named = {*Recipe.model_fields, *Muon.model_fields, *Tokenizer.model_fields}
+    named = {name for part in (Recipe, Curriculum, Muon, Tokenizer) for name in part.model_fields}
     key = ".".join(part for part in error["loc"] if part in named)
     if error["type"] == "missing":
         return f"{key} must be given"

@@ -36,6 +36,14 @@ RESULTS = "train_results.json"
 
 
 @dataclass(frozen=True)
+class Sample:
+    """A prompt and what the model wrote after it."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """What a run came to. Losses are in nats per token; `seconds` is all of training, its validations included."""
 
@@ -51,10 +59,17 @@ class TrainResult:
     best_step: int
     """The step whose weights were kept."""
     parameters: int
+    sample: Sample | None
+    """What the model writes, where the recipe asks for samples."""
 
     def as_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TrainResult:
+        """Read what `as_dict` gave; raises `TypeError` for anything else."""
+        return cls(**{**raw, "sample": Sample(**raw["sample"]) if raw.get("sample") else None})
 
 
 def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener = lambda event: None) -> TrainResult:
@@ -143,6 +158,11 @@ def _start(recipe: Recipe, directory: Path, on_event: Listener) -> tuple[Network
             f"block_size must be at most the model's context window of {network.context_length} tokens, but is "
             f"{recipe.block_size}"
         )
+    if recipe.sample_prompt is not None and len(tokenizer.encode(recipe.sample_prompt)) >= network.context_length:
+        raise RecipeError(
+            f"sample_prompt must leave room in the context window of {network.context_length} tokens, but has "
+            f"{len(tokenizer.encode(recipe.sample_prompt))}"
+        )
     if network.kind != "decoder":
         raise RecipeError(f"objective {recipe.objective} must have a decoder, but the model is an {network.kind}")
     return network, tokenizer
@@ -186,6 +206,7 @@ def _finish(run: Run) -> TrainResult:
                 "training text by heart"
             )
         )
+    written = run.sample() if run.recipe.sample_steps is not None else None
     result = TrainResult(
         model=str(directory),
         train_loss=state.train_loss,
@@ -198,6 +219,7 @@ def _finish(run: Run) -> TrainResult:
         steps=state.step,
         best_step=best_step,
         parameters=run.network.parameter_count(),
+        sample=Sample(*written) if written is not None else None,
     )
     try:
         write_curve(read_rows(directory / "loss.csv"), directory / "loss.html", f"Loss of {directory.name}")
@@ -220,7 +242,7 @@ def _finished(directory: Path, on_event: Listener) -> TrainResult | None:
         return None
     try:
         verify(directory)
-        result = TrainResult(**(read_json(directory, RESULTS) | {"model": str(directory)}))
+        result = TrainResult.from_dict(read_json(directory, RESULTS) | {"model": str(directory)})
     except (TypeError, CheckpointError) as error:
         on_event(Note(f"the finished model is damaged and will be made again: {error}"))
         return None
