@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from loquela.layers.positions import Rotary, rotate
 
-__all__ = ["CrossAttention", "KeyValueStore", "MultiHeadAttention", "attention"]
+__all__ = ["CrossAttention", "KeyValueStore", "MultiHeadAttention", "attention", "shared_heads", "weigh"]
 
 Probe = Callable[[Tensor], None]
 
@@ -43,18 +43,35 @@ def attention(
     (Q = K) without building it. Where there are fewer key-value heads than heads, each serves H / G neighbours
     (grouped-query attention, arXiv:2305.13245). A `probe` is handed the weights (B, H, Q, K) after the softmax.
     """
-    if k.shape[1] != q.shape[1]:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
     if probe is None:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return weigh(scores, v, mask=mask, causal=causal, dropout=dropout, probe=probe)
+
+
+def shared_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat each of the key-value heads of `x` (B, G, K, E) for its neighbours: (B, heads, K, E)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def weigh(
+    scores: Tensor,  # (B, H, Q, K)
+    v: Tensor,  # (B, H, K, E)
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    probe: Probe | None = None,
+) -> Tensor:  # (B, H, Q, E)
+    """`softmax(scores + mask) v`, the second half of `attention`, for scores that were made in another way."""
     if causal:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
-    probe(weights)
+    if probe is not None:
+        probe(weights)
     return F.dropout(weights, dropout, training=dropout > 0) @ v
 
 
@@ -107,6 +124,16 @@ class MultiHeadAttention(nn.Module):
         cache: KeyValueStore | None = None,
     ) -> Tensor:  # (B, Q, D)
         """Attend from `x` to itself and to what `cache` holds."""
+        q, k, v = self.project(x)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        y = self.attend(q, k, v, mask=mask, causal=causal)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, heads, Q, E), keys and values (both B, kv_heads, Q, E) of `x`, not yet rotated."""
         if self.fused:
             q, k, v = self.qkv_proj(x).split(self.splits, dim=-1)
         else:
@@ -114,13 +141,12 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self._heads(q, self.heads), self._heads(k, self.kv_heads), self._heads(v, self.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        if cache is not None:
-            k, v = cache.extend(k, v)
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool = False) -> Tensor:
+        """Return what each query sees (B, heads, Q, E): the formula, with this layer's scale, dropout and probe."""
         dropout = self.dropout if self.training else 0.0
-        y = attention(q, k, v, mask=mask, causal=causal, scale=self.scale, dropout=dropout, probe=self.probe)
-        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return attention(q, k, v, mask=mask, causal=causal, scale=self.scale, dropout=dropout, probe=self.probe)
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)  # (B, heads, seq, E)
@@ -137,7 +163,5 @@ class CrossAttention(MultiHeadAttention):
         self, x: Tensor, *, memory: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
         """Attend from `x` (B, Q, D) to `memory`, as `keys_values` made it; returns (B, Q, D)."""
-        dropout = self.dropout if self.training else 0.0
-        q = self._heads(self.q_proj(x), self.heads)
-        y = attention(q, *memory, mask=mask, scale=self.scale, dropout=dropout, probe=self.probe)
+        y = self.attend(self._heads(self.q_proj(x), self.heads), *memory, mask=mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

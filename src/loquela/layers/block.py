@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from loquela.layers.attention import CrossAttention, KeyValueStore
 from loquela.layers.positions import Rotary
 
-__all__ = ["Block", "Memory", "PostNormBlock", "PreNormBlock"]
+__all__ = ["Block", "Memory", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
 
 Memory = tuple[Tensor, Tensor]
 """Keys and values of an encoder's output for one layer, made once by `CrossAttention.keys_values`."""
@@ -79,3 +79,41 @@ class PostNormBlock(Block):
         if self.cross is not None and self.cross_norm is not None:
             x = self.cross_norm(x + self.dropout(self.cross(x, memory=memory, mask=memory_mask)))
         return self.feedforward_norm(x + self.dropout(self.feedforward(x)))  # type: ignore[no-any-return]
+
+
+class SandwichBlock(Block):
+    """Normalise before each half and once more behind it (Gemma 2): `x += norm(attention(norm(x)))`, and so on.
+
+    The norms behind keep what is added to the stream small. OLMo 2 has only those; its norms before are identities.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        feedforward: nn.Module,
+        attention_norm: nn.Module,
+        feedforward_norm: nn.Module,
+        *,
+        after_attention_norm: nn.Module,
+        after_feedforward_norm: nn.Module,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(attention, feedforward, attention_norm, feedforward_norm, dropout=dropout)
+        self.after_attention_norm, self.after_feedforward_norm = after_attention_norm, after_feedforward_norm
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: KeyValueStore | None = None,
+        memory: None = None,
+        memory_mask: None = None,
+    ) -> Tensor:
+        """Map the residual stream `x` (batch, seq, dim) to the same shape; there is no encoder to look at."""
+        h = self.attention(self.attention_norm(x), rotary=rotary, mask=mask, causal=causal, cache=cache)
+        x = x + self.dropout(self.after_attention_norm(h))
+        h = self.feedforward(self.feedforward_norm(x))
+        return x + self.dropout(self.after_feedforward_norm(h))  # type: ignore[no-any-return]

@@ -103,7 +103,12 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn each pair (i, i + head_dim/2) of `x` (batch, heads, seq, head_dim) by its position's angle."""
+    """Turn each pair (i, i + width/2) of `x` (batch, heads, seq, head_dim) by its position's angle.
+
+    `width` is that of the tables; where a head is wider, the rest of it is left as it is (partial rotation).
+    """
+    if (width := rotary.cos.shape[-1]) < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], rotary), x[..., width:]), dim=-1)
     return _Rotate.apply(x, rotary.cos.to(x.dtype), rotary.sin.to(x.dtype))  # type: ignore[no-any-return, no-untyped-call]
 
 
