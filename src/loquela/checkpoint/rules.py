@@ -72,6 +72,10 @@ def load_into(
     """
     given = _with_prefix(network, _current(network, tensors))
     slots = _slots(network)
+    for slot in slots:
+        first = slot.places[0][1]
+        if first in network.optional and first not in given:
+            given[first] = torch.zeros(slot.tensor.shape, dtype=dtype)
     wanted = {place[1] for slot in slots for place in slot.places}
     given = {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)}
     _check(network, slots, given)

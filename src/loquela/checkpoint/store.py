@@ -137,7 +137,8 @@ def from_tensors(
     device: str | torch.device = "cpu",
 ) -> Network:
     """Build the network of `config` from `tensors` by their names on disk; see `load_into`."""
-    network = skeleton(config, at_most=1000 + 8 * len(tensors))  # fused or split, a tensor is never eight
+    limit = 1000 + 8 * len(tensors)  # fused or split, a tensor is never eight
+    network = skeleton(config.as_stored(tensors.keys()), at_most=limit)
     load_into(network, tensors, dtype=dtype, device=device)
     return network.to(device).eval()
 

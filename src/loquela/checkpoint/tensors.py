@@ -156,6 +156,9 @@ def _parse(text: bytes) -> dict[str, Any]:
         for key, value in pairs:
             if key in result:
                 raise ValueError(f"the name {shown(key)} is there twice")
+            for text in (key, value):
+                if isinstance(text, str):
+                    text.encode()  # JSON can spell half a character, which is no text
             result[key] = value
         return result
 
