@@ -10,10 +10,10 @@ from typing import Any
 from loquela.errors import StorageError, TokenizerError
 from loquela.text.library import library_errors
 
-__all__ = ["ROLES", "TokenizerFiles", "read", "write"]
+__all__ = ["LIMIT", "ROLES", "TokenizerFiles", "beside", "read", "text", "write"]
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_LIMIT = 1 << 27
+LIMIT = 1 << 27
 """Bytes of one file; the largest vocabularies in use take a quarter of it."""
 
 
@@ -32,7 +32,12 @@ def read(path: Path) -> TokenizerFiles:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise TokenizerError(f"a tokenizer must have a tokenizer.json, but {file} does not exist")
-    files = TokenizerFiles(_text(file))
+    return beside(file, text(file))
+
+
+def beside(file: Path, content: str) -> TokenizerFiles:
+    """Return a tokenizer whose tokenizer.json is `content`, with what lies beside the vocabulary `file`."""
+    files = TokenizerFiles(content)
     files.config = _object(file.parent / "tokenizer_config.json")
     special = _object(file.parent / "special_tokens_map.json")
     for role in ROLES:
@@ -42,7 +47,7 @@ def read(path: Path) -> TokenizerFiles:
     files.chat_template = _default_template(files.config.pop("chat_template", None))
     template = file.parent / "chat_template.jinja"
     if template.is_file():
-        files.chat_template = _text(template)
+        files.chat_template = text(template)
     return files
 
 
@@ -65,19 +70,20 @@ def write(directory: Path, files: TokenizerFiles) -> None:
         raise StorageError(f"the tokenizer could not be written to {directory}: {error.strerror}") from error
 
 
-def _text(file: Path) -> str:
+def text(file: Path) -> str:
+    """Return the text of a file; raises `TokenizerError`, also when it is longer than `LIMIT`."""
     with library_errors(f"{file} must be a text file in utf-8, but cannot be read"):
-        if (size := file.stat().st_size) > _LIMIT:
-            raise TokenizerError(f"{file} must have at most {_LIMIT:,} bytes, but has {size:,}")
+        if (size := file.stat().st_size) > LIMIT:
+            raise TokenizerError(f"{file} must have at most {LIMIT:,} bytes, but has {size:,}")
         return file.read_bytes().decode()
 
 
 def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    text = _text(file)
+    content = text(file)
     with library_errors(f"{file} must be a JSON object, but cannot be read"):
-        value = json.loads(text)
+        value = json.loads(content)
     if not isinstance(value, dict):
         raise TokenizerError(f"{file} must be a JSON object, but is a {type(value).__name__}")
     return value

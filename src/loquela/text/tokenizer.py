@@ -14,7 +14,7 @@ from tokenizers import decoders
 
 from loquela.errors import TokenizerError
 from loquela.text import directory as files
-from loquela.text import kinds
+from loquela.text import formats, kinds
 from loquela.text.kinds import KINDS
 from loquela.text.library import BYTE_OF, library_errors
 from loquela.text.streaming import StreamDecoder
@@ -85,11 +85,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a directory with tokenizer.json (and the files beside it), or a tokenizer.json by itself.
+        """Read a directory with tokenizer.json (and the files beside it), or a vocabulary file by itself.
 
-        Raises `TokenizerError` when it is missing or cannot be read.
+        Other libraries' vocabularies will do too, see `loquela.text.formats`. Raises `TokenizerError` when it is
+        missing or cannot be read.
         """
-        found = files.read(Path(path))
+        found = formats.read(Path(path))
         with library_errors(f"{path} must hold a tokenizer.json of the tokenizers library, but it cannot be read"):
             backend = tokenizers.Tokenizer.from_str(found.json)
         backend.no_truncation()  # nothing is cut or filled up behind the caller's back
