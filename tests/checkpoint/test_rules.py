@@ -116,3 +116,16 @@ def test_a_skeleton_becomes_real_in_the_dtype_asked_for(make: Make) -> None:
 def test_a_config_that_would_never_end_is_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="more"):
         skeleton(config_from_dict({"model_type": "llama", **settings}), at_most=1000)
+
+
+def test_names_of_old_checkpoints_and_optional_tensors(make: Make) -> None:
+    network = make("llama")
+    network.aliases, network.optional = ((".gamma", ".weight"),), ("model.norm.weight",)  # type: ignore[misc]
+    tensors = to_disk(network)
+    norm = tensors.pop("model.norm.weight")
+    old = tensors.pop("model.layers.0.input_layernorm.weight")
+    load_into(network, {**tensors, "model.layers.0.input_layernorm.gamma": torch.ones_like(old)})
+    assert network.get_parameter("decoder.layers.0.attention_norm.weight").eq(1).all()
+    assert network.get_parameter("decoder.norm.weight").eq(0).all()
+    with pytest.raises(MismatchError, match=r"1 extra \('model\.norm\.gamma'"):
+        load_into(network, {**to_disk(network), "model.norm.weight": norm, "model.norm.gamma": norm})

@@ -173,7 +173,7 @@ def test_a_header_of_more_than_100_mb_is_refused_unread(tmp_path: Path) -> None:
 
 def test_a_message_does_not_repeat_an_endless_name(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(file_of({"\ud800\n\x1b" * 100_000: [0, 16]}))
+    path.write_bytes(file_of({"\u202e\n\x1b" * 100_000: [0, 16]}))
     with pytest.raises(CheckpointError, match=r"\(300,000 characters\)") as caught:
         read_tensors(path)
     assert str(caught.value).isprintable()
@@ -287,8 +287,8 @@ def mutants(count: int, seed: int) -> list[bytes]:
 
 
 def test_mutants_load_or_are_refused(tmp_path: Path) -> None:
-    alive = [survive(tmp_path / "m.safetensors", mutant) for mutant in mutants(2000, seed=1)]
-    assert 30 < sum(alive) < 1000  # both happen, or the mutations teach nothing
+    alive = [survive(tmp_path / "m.safetensors", mutant) for mutant in mutants(1000, seed=1)]
+    assert 20 < sum(alive) < 500  # both happen, or the mutations teach nothing
 
 
 @pytest.mark.soak

@@ -75,15 +75,12 @@ def load_into(
     for slot in slots:
         first = slot.places[0][1]
         if first in network.optional and first not in given:
-            given[first] = torch.zeros(slot.tensor.shape, dtype=dtype)
+            given[first] = torch.zeros(slot.tensor.shape, dtype=slot.tensor.dtype)
     wanted = {place[1] for slot in slots for place in slot.places}
     given = {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)}
-    _check(network, slots, given)
+    _check(slots, given)
     for slot in slots:
-        place = next((place for place in slot.places if place[1] in given), None)
-        if place is None:  # optional: it stays as it was built
-            continue
-        _, name, transposed = place
+        _, name, transposed = next(place for place in slot.places if place[1] in given)
         value = _read(given[name])
         value = value.t() if transposed else value
         if isinstance(slot.tensor, nn.Parameter) and not slot.tensor.is_meta:
@@ -121,15 +118,15 @@ def _with_prefix(network: Network, tensors: Mapping[str, Tensor | StoredTensor])
     return {name if name in complete else prefix + name: value for name, value in tensors.items()}
 
 
-def _check(network: Network, slots: list[_Slot], given: Mapping[str, Tensor | StoredTensor]) -> None:
+def _check(slots: list[_Slot], given: Mapping[str, Tensor | StoredTensor]) -> None:
     missing, wrong = [], []
     extra = set(given)
     for slot in slots:
         present = [place for place in slot.places if place[1] in given]
         extra.difference_update(place[1] for place in present)
         shapes = {name: _shape(slot.tensor, transposed) for _, name, transposed in slot.places}
-        first = slot.places[0][1]
-        if not present and not _matches(first, network.optional):
+        if not present:
+            first = slot.places[0][1]
             missing.append(f"{first} {shapes[first]}")
         for _, name, _ in present:
             value = given[name]
