@@ -33,7 +33,7 @@ def tale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps for any text: what is tested here is not how well it learns."""
     tier = quickstart._TIERS[-1]
-    monkeypatch.setattr(quickstart, "_TIERS", (quickstart._Tier(0, 300, 2, 4, tier.learning_rate),))
+    monkeypatch.setattr(quickstart, "_TIERS", (quickstart._Tier(0, 300, 128, 4, tier.learning_rate),))
 
 
 @pytest.mark.usefixtures("short")

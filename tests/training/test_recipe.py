@@ -121,3 +121,18 @@ def test_a_file_of_text_is_written_with_its_full_path(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert yaml.safe_load(Recipe.load({**SMALL, "data": "mine.txt"}).to_yaml())["data"] == str(tmp_path / "mine.txt")
     assert yaml.safe_load(Recipe.load(SMALL).to_yaml())["data"] == "shakespeare"
+
+
+def test_what_belongs_to_one_call_is_not_written() -> None:
+    """Else the recipe that a run leaves would wipe the run when it is trained again."""
+    recipe = Recipe.load(SMALL, ["overwrite_output_dir=true", "resume_from_checkpoint=false"])
+    again = Recipe.load(yaml.safe_load(recipe.to_yaml()))
+    assert (again.overwrite_output_dir, again.resume_from_checkpoint) == (False, True)
+
+
+def test_a_curriculum_must_fit() -> None:
+    recipe = Recipe.load(SMALL, ["block_size=64", "curriculum.block_size=16"])
+    assert recipe.curriculum is not None
+    assert recipe.curriculum.ratio == 0.6
+    with pytest.raises(RecipeError, match=r"curriculum.block_size must divide block_size, but is 24"):
+        Recipe.load(SMALL, ["block_size=64", "curriculum.block_size=24"])

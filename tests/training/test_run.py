@@ -189,6 +189,39 @@ def test_the_best_weights_are_kept_when_later_ones_are_worse(
     assert not torch.equal(next(kept.parameters()), next(last.parameters()))
 
 
+def test_the_best_weights_outlive_a_kill_right_after_they_were_saved(
+    recipe: dict[str, Any], text: Path, tmp_path: Path
+) -> None:
+    """A checkpoint at the best step holds its weights once; going on from it must still know them as the best."""
+    (tmp_path / "short.txt").write_text(text.read_text()[:4000])
+    changes = {"data": str(tmp_path / "short.txt"), "validation_fraction": 0.5, "max_steps": 60, "save_steps": 8}
+    expected = train({**recipe, **changes, "output_dir": str(tmp_path / "undisturbed")})
+    interrupt({**recipe, **changes}, expected.best_step + 1)
+    checkpoint = Path(recipe["output_dir"]) / f"checkpoint-{expected.best_step}"
+    shutil.rmtree(checkpoint.with_name(f"checkpoint-{expected.best_step + 1}"))
+    assert not (checkpoint / "best.safetensors").exists()
+    result = train({**recipe, **changes})
+    assert (result.best_step, result.val_loss) == (expected.best_step, expected.val_loss)
+    ours, theirs = (Path(d) / "model.safetensors" for d in (recipe["output_dir"], tmp_path / "undisturbed"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_short_samples_come_first_where_a_curriculum_says_so(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    real = step_module.summed_loss
+
+    def watched(network: Any, inputs: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(tuple(inputs.shape))
+        return real(network, inputs, *rest)
+
+    monkeypatch.setattr(step_module, "summed_loss", watched)
+    result = train({**recipe, "curriculum": {"block_size": 12, "ratio": 0.5}, "max_steps": 6})
+    assert seen == [(16, 12)] * 6 + [(4, 48)] * 6, "two micro-batches a step, of as many tokens"
+    assert result.tokens == 6 * 8 * 48
+
+
 def test_a_run_can_start_from_a_model(recipe: dict[str, Any], tmp_path: Path) -> None:
     first = train(recipe)
     again = {k: v for k, v in recipe.items() if k != "tokenizer"}

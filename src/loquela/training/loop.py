@@ -82,6 +82,8 @@ class Run:
             self.short_steps = round(recipe.curriculum.ratio * self.steps)
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._saved = self._sampled = self.state.step
+        if recipe.load_best_model_at_end and 0 < self.state.step == self.state.best_step:
+            self.best = self._weights()  # the checkpoint does not hold the same weights twice
 
     def _order(self, parts: int) -> BlockOrder:
         """Return the order of samples that are `parts` times shorter and as many more."""
@@ -222,8 +224,11 @@ class Run:
         if better:
             state.best, state.best_step = validation, state.step
             if self.recipe.load_best_model_at_end and state.step < self.steps:
-                self.best = {n: p.detach().clone() for n, p in self.network.named_parameters()}
+                self.best = self._weights()
         self.listener(Validated(state.step, train_loss, validation.loss, validation.bits_per_byte, better))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
 
     def _sample(self) -> None:
         self._sampled = self.state.step

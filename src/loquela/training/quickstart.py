@@ -1,7 +1,7 @@
 """The recipe that `loquela quickstart` fits to a text, from a fairy tale of four kilobytes to any size.
 
 The architecture is an exact Qwen3 in miniature. What changes with the text is how much can be learnt from it before it
-is known by heart: fewer and smaller updates for a short one. Found by measuring; see docs/quickstart.md.
+is known by heart: fewer and smaller updates for a short one.
 """
 
 from __future__ import annotations
@@ -24,25 +24,31 @@ _CHARACTERS_PER_TOKEN = 2
 """At least so many in a token, for a vocabulary learnt on the text itself; decides only the block of a tiny text."""
 
 
+WINDOW = 256
+"""Tokens of the context window, where the text has enough of them: room for a prompt and a page of text."""
+SHORT = 64
+"""Tokens of a sample for most of the training. The last steps suffice to learn the long window."""
+
+
 @dataclass(frozen=True)
 class _Tier:
     """How to train on a text of at least so many characters."""
 
     characters: int
     vocab_size: int
-    rows: int
-    """Blocks in an update."""
+    tokens: int
+    """Tokens in an update."""
     steps: int
     learning_rate: float
-    """AdamW's: it falls with the size, since a short text is seen more often."""
+    """AdamW's."""
 
 
 _TIERS = (
-    _Tier(700_000, 1024, 24, 370, 0.02),
-    _Tier(150_000, 1024, 24, 300, 0.01),
-    _Tier(50_000, 1024, 16, 150, 0.01),
-    _Tier(12_000, 768, 8, 60, 0.005),
-    _Tier(MINIMUM, 384, 8, 40, 0.005),
+    _Tier(700_000, 1024, 1536, 370, 0.01),
+    _Tier(150_000, 1024, 1536, 300, 0.01),
+    _Tier(50_000, 1024, 1024, 150, 0.01),
+    _Tier(12_000, 1024, 512, 50, 0.005),
+    _Tier(MINIMUM, 384, 512, 40, 0.005),
 )
 
 
@@ -58,7 +64,8 @@ def recipe_for(text: str | Path, output_dir: str | Path, *, encoding: str = "utf
             f"{characters}; give a longer one"
         )
     tier = next(t for t in _TIERS if characters >= t.characters)
-    block = min(64, characters // _CHARACTERS_PER_TOKEN // 8)
+    enough = characters >= _TIERS[-2].characters
+    block = WINDOW if enough else min(SHORT, characters // _CHARACTERS_PER_TOKEN // 8)
     every = max(1, tier.steps // 4)
     return Recipe.load(
         {
@@ -78,9 +85,10 @@ def recipe_for(text: str | Path, output_dir: str | Path, *, encoding: str = "utf
             "encoding": encoding,
             "validation_fraction": min(0.1, HELD_OUT / characters),
             "block_size": block,
+            "curriculum": {"block_size": SHORT, "ratio": 0.8} if enough else None,
             "output_dir": str(output_dir),
-            "per_device_train_batch_size": tier.rows,
-            "per_device_eval_batch_size": 64,
+            "per_device_train_batch_size": tier.tokens // block,
+            "per_device_eval_batch_size": 4096 // block,
             "max_steps": tier.steps,
             "optim": "muon",
             "learning_rate": tier.learning_rate,

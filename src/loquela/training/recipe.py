@@ -168,8 +168,11 @@ class Recipe(_Strict):
             raise RecipeError(f"{where}: {'; '.join(map(_sentence, reversed(first.values())))}") from None
 
     def to_yaml(self) -> str:
-        """Every key that is not at its default; files by their full paths, so that it runs from anywhere."""
-        raw = self.model_dump(exclude_defaults=True)
+        """Every key that is not at its default; files by their full paths, so that it runs from anywhere.
+
+        Left out is what belongs to one call: where to go on, and whether to begin anew.
+        """
+        raw = self.model_dump(exclude_defaults=True, exclude={"overwrite_output_dir", "resume_from_checkpoint"})
         for key in ("data", "model", "tokenizer"):  # names of corpora stay names
             if isinstance(raw.get(key), str) and Path(raw[key]).exists():
                 raw[key] = str(Path(raw[key]).resolve())
