@@ -12,7 +12,7 @@ from loquela.data.batches import IGNORED, BlockOrder, evaluation_blocks
 from loquela.data.objectives import OBJECTIVES
 from loquela.errors import DataError
 
-sizes = st.tuples(st.integers(1, 40), st.integers(0, 2000)).map(lambda pair: (pair[0], pair[0] + 1 + pair[1]))
+sizes = st.tuples(st.integers(1, 40), st.integers(0, 600)).map(lambda pair: (pair[0], pair[0] + 1 + pair[1]))
 """(block, n_tokens), from the shortest text that is allowed."""
 seeds = st.integers(-(2**63), 2**64 - 1)
 

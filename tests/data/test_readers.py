@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -220,10 +221,14 @@ def test_a_gzip_bomb_is_refused_early(tmp_path: Path) -> None:
     assert sum(read) <= 1 << 26
 
 
-def test_a_directory_or_nothing_is_no_text(tmp_path: Path) -> None:
+def test_a_directory_or_nothing_or_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # which can be read only once
+    for path in (tmp_path, tmp_path / "nowhere.txt", tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(DataError, match="must be a regular file"):
+            measure(path)
     for path in (tmp_path, tmp_path / "nowhere.txt"):
         with pytest.raises(DataError, match="must be readable"):
-            measure(path)
+            text_of(path)
 
 
 # -- document sets
@@ -271,7 +276,7 @@ def test_a_long_document_comes_in_pieces(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a"}\n{"body": "b", "id": 1}\n',
-            "row 2 must have its document under 'text', but has body",
+            "row 2 must have its document under 'text', but has 'body', 'id'",
         ),
         ("a.jsonl", '{"text": "a"}\n\n{"text": 7}\n', "row 3 must be a text, but is a number"),
         ("a.jsonl", '{"text": null}', "row 1 must be a text, but is null"),
@@ -280,9 +285,9 @@ def test_a_long_document_comes_in_pieces(tmp_path: Path) -> None:
         ("a.jsonl", "\n\n", "must have documents, but has none"),
         ("a.json", "[]", "must have documents, but has none"),
         ("a.json", '{"text": "a"}', "must be a JSON array of documents, but is an object"),
-        ("a.json", '[{"text": "a"}, {}]', "row 2 must have its document under 'text', but has no keys"),
+        ("a.json", '[{"text": "a"}, {}]', "row 2 must have its document under 'text', but has no names"),
         ("a.json", '{"text": "a"}\n{"text": "b"}', "the file must be JSON"),
-        ("a.csv", "sentence,label\na,1\n", "must have a column 'text' in its first row, but has sentence, label"),
+        ("a.csv", "sentence,label\na,1\n", "must have a column 'text' in its first row, but has 'sentence', 'label'"),
         ("a.csv", "text,label\na,1\nb\n", "row 2 must have 2 cells as the first row has, but has 1"),
         ("a.csv", 'text\na\n"b', "row 2 must be a row of a table, but is not"),
         ("a.tsv", "text\n", "must have documents, but has none"),

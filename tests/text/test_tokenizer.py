@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from itertools import chain
 from pathlib import Path
@@ -104,7 +105,9 @@ def test_what_is_saved_is_what_is_loaded(kind: str, tmp_path: Path) -> None:
         assert (again.kind, again.vocab_size) == (kind, tokenizer.vocab_size)
         assert (again.eos_id, again.unk_id, again.bos_id) == (tokenizer.eos_id, tokenizer.unk_id, None)
     again.save(tmp_path / "two")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    names = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
+    for name in names:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "new" / "one" / name).read_bytes()
 
 
@@ -152,6 +155,8 @@ def test_the_chat_template_file_wins(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).chat_template == "d"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert Tokenizer.load(tmp_path).chat_template == "file"
+    TOKENIZERS["byte"].save(tmp_path)
+    assert Tokenizer.load(tmp_path).chat_template is None
 
 
 def test_a_stored_truncation_or_padding_cuts_and_fills_nothing(tmp_path: Path) -> None:
@@ -329,6 +334,24 @@ def test_nothing_there(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.json"):
         with pytest.raises(TokenizerError, match="does not exist"):
             Tokenizer.load(path)
+
+
+def test_a_full_disk_leaves_the_tokenizer_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TOKENIZERS["byte"].save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = Path.write_text
+
+    def full(self: Path, data: str, **options: str) -> int:
+        if self.name.startswith("tokenizer.json"):
+            real(self, data[:100], encoding="utf-8")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, data, encoding="utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            TOKENIZERS["byte"].save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.output import note, print_json
+from loquela.cli.output import console, note, print_json
 from loquela.errors import TextDecodingError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def train(
     if (output / "tokenizer.json").exists():
         raise UsageError(f"--output must be a directory without a tokenizer, but {output} has one; choose another")
     start = time.perf_counter()
-    tokenizer = train_tokenizer(data, kind, vocab_size, encoding=encoding)
+    with console.status(f"learning {kind} tokens …"):
+        tokenizer = train_tokenizer(data, kind, vocab_size, encoding=encoding)
     tokenizer.save(output)
     seconds = time.perf_counter() - start
     if tokenizer.note:

@@ -54,7 +54,7 @@ def _table(path: Path, characters: Iterator[str], **dialect: Any) -> Iterator[st
     try:
         header = next(reader, [])
         if FIELD not in header:
-            raise DataError(f"{path} must have a column '{FIELD}' in its first row, but has {', '.join(header)[:200]}")
+            raise DataError(f"{path} must have a column '{FIELD}' in its first row, but has {_names(header)}")
         column = header.index(FIELD)
         for row, cells in enumerate(reader, 1):
             if cells and len(cells) != len(header):
@@ -107,8 +107,7 @@ def _parsed(path: Path, where: str, text: str) -> Any:
 def _text(path: Path, row: int, value: Any) -> str:
     if isinstance(value, Mapping):
         if FIELD not in value:
-            keys = ", ".join(map(str, value))[:200] or "no keys"
-            raise DataError(f"{path}, row {row} must have its document under '{FIELD}', but has {keys}")
+            raise DataError(f"{path}, row {row} must have its document under '{FIELD}', but has {_names(value)}")
         value = value[FIELD]
     if not isinstance(value, str):
         raise DataError(f"{path}, row {row} must be a text, but is {_article(value)}")
@@ -120,6 +119,10 @@ def _text(path: Path, row: int, value: Any) -> str:
                 f"{path}, row {row} must be whole characters, but character {error.start} is half a surrogate pair"
             ) from error
     return value
+
+
+def _names(names: Iterable[object]) -> str:
+    return ", ".join(map(repr, names))[:200] or "no names"  # as repr, so that a message stays one line
 
 
 def _article(value: Any) -> str:

@@ -44,7 +44,7 @@ class Source:
 
 def measure(path: str | Path, *, encoding: str = "utf-8") -> Source:
     """Walk through a file once, in bounded memory: is all of it text, and how much of it. Raises as `read_pieces`."""
-    path, notes = Path(path), list[str]()
+    path, notes = _regular(Path(path)), list[str]()
     is_set = documents.format_of(path) is not None
     count = total = 0
     for piece in read_pieces(path, encoding=encoding, notes=notes):
@@ -54,15 +54,21 @@ def measure(path: str | Path, *, encoding: str = "utf-8") -> Source:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes; raises `DataError`."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with _regular(path).open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
         raise DataError(f"{path} must be readable, but: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _regular(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path} must be a regular file, since it is read more than once, but is not")
+    return path
 
 
 def read_pieces(

@@ -71,8 +71,6 @@ def build(
     Raises what `read_pieces` raises, and `StorageError` when the disk is full.
     """
     source, directory = corpora.resolve(data), Path(directory)
-    if not source.is_file():
-        raise DataError(f"{source} must be a regular file, which is read more than once, but is not")
     wanted = {
         "format": _FORMAT,
         "sha256": file_hash(source),

@@ -56,18 +56,30 @@ def write(directory: Path, files: TokenizerFiles) -> None:
     tokens = {f"{role}_token": name for role, name in files.roles.items()}
     least = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     contents = {
-        "tokenizer.json": files.json,
         "tokenizer_config.json": _dumps({**least, **files.config, **tokens}),
         "special_tokens_map.json": _dumps(tokens),
+        "chat_template.jinja": files.chat_template,
+        "tokenizer.json": files.json,  # last: where it is, all is
     }
-    if files.chat_template is not None:
-        contents["chat_template.jinja"] = files.chat_template
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            (directory / name).write_text(content, encoding="utf-8", newline="")
+            if content is None:
+                (directory / name).unlink(missing_ok=True)
+            else:
+                _replace(directory / name, content)
     except OSError as error:
         raise StorageError(f"the tokenizer could not be written to {directory}: {error.strerror}") from error
+
+
+def _replace(file: Path, content: str) -> None:
+    """Write a file beside its place, and put it there when it is whole."""
+    part = file.with_name(f"{file.name}.part")
+    try:
+        part.write_text(content, encoding="utf-8", newline="")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def text(file: Path) -> str:

@@ -72,8 +72,7 @@ class Tokenizer:
         """Train a tokenizer of a kind in `KINDS` on texts (see `loquela.text.kinds`).
 
         `vocab_size` counts the special tokens. None is 4096 pieces, or all characters, or all bytes. A text that
-        supports fewer gives fewer, and `note` says so. Raises `UsageError` and
-        `TokenizerError`.
+        supports fewer gives fewer, and `note` says so. Raises `UsageError` and `TokenizerError`.
         """
         with library_errors(f"a {kind} tokenizer cannot be trained on this text"):
             backend, note = kinds.train(kind, texts, vocab_size, special_tokens)
