@@ -9,8 +9,8 @@ that one rename; what fails before it leaves the old files untouched.
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import fnmatch
 import glob
 import hashlib
 import json
@@ -25,7 +25,16 @@ from typing import Any
 from loquela.checkpoint.tensors import shown, write_bytes
 from loquela.errors import CheckpointError, StorageError
 
-__all__ = ["MANIFEST", "atomic_directory", "finish_install", "inside", "install_files", "read_json", "verify"]
+__all__ = [
+    "MANIFEST",
+    "atomic_directory",
+    "finish_install",
+    "inside",
+    "install_files",
+    "read_json",
+    "reading_errors",
+    "verify",
+]
 
 MANIFEST = "manifest.json"
 INCOMING = ".incoming"
@@ -44,7 +53,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     target = Path(target)
     with _storage_errors(target):
         if target.exists():
-            raise FileExistsError(17, "it exists already")
+            raise FileExistsError(errno.EEXIST, "it exists already")
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
         temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
@@ -85,17 +94,16 @@ def finish_install(target: str | Path) -> None:
             incoming.rmdir()
         return
     new, old = _manifest(incoming), _manifest(target) if (target / MANIFEST).is_file() else {}
-    with _storage_errors(target):
-        for entry in list(target.iterdir()):
-            superseded = entry.name in old or any(fnmatch.fnmatch(entry.name, pattern) for pattern in _SUPERSEDED)
-            if superseded and entry.name not in new and not entry.is_dir():
-                entry.unlink(missing_ok=True)
-        for name in [*sorted(entry.name for entry in incoming.iterdir() if entry.name != MANIFEST), MANIFEST]:
+    with _storage_errors(target, f"the new files are whole in {INCOMING}, and the next load puts them in place"):
+        superseded = [*old, *(entry.name for p in _SUPERSEDED for entry in target.glob(p))]
+        for name in set(superseded) - set(new):
+            inside(target, name).unlink(missing_ok=True)
+        for name in (*new, MANIFEST):
+            inside(target, PurePosixPath(name).parent.as_posix()).mkdir(exist_ok=True)
             with suppress(FileNotFoundError):  # another process that opens this directory has moved it: as good
-                (incoming / name).replace(target / name)
+                inside(incoming, name).replace(target / name)
         _sync(target)
-        with suppress(FileNotFoundError):
-            incoming.rmdir()
+        shutil.rmtree(incoming, ignore_errors=True)
 
 
 def verify(directory: str | Path) -> None:
@@ -107,14 +115,15 @@ def verify(directory: str | Path) -> None:
     if not (directory / MANIFEST).is_file():
         return
     wrong = []
-    for name, entry in _manifest(directory).items():
-        file = inside(directory, name)
-        if not file.is_file():
-            wrong.append(f"{shown(name)} is missing")
-        elif file.stat().st_size != entry.get("size"):
-            wrong.append(f"{shown(name)} must have {entry.get('size')} bytes, but has {file.stat().st_size}")
-        elif _sha256(file) != entry.get("sha256"):
-            wrong.append(f"{shown(name)} has changed")
+    with reading_errors(directory):
+        for name, entry in _manifest(directory).items():
+            file = inside(directory, name)
+            if not file.is_file():
+                wrong.append(f"{shown(name)} is missing")
+            elif (size := file.stat().st_size) != entry.get("size"):
+                wrong.append(f"{shown(name)} must have {entry.get('size')} bytes, but has {size}")
+            elif _sha256(file) != entry.get("sha256"):
+                wrong.append(f"{shown(name)} has changed")
     if wrong:
         raise CheckpointError(
             f"{directory} is not what was saved: {'; '.join(wrong)}. Take another copy, or delete {MANIFEST} if the "
@@ -128,7 +137,7 @@ def inside(directory: Path, name: str) -> Path:
     A directory of Hugging Face's cache holds links to the `blobs` beside it; those may be followed.
     """
     parts = PurePosixPath(name).parts
-    if not parts or "\\" in name or "\0" in name or name.startswith("/") or ".." in parts or ":" in parts[0]:
+    if "\\" in name or "\0" in name or name.startswith("/") or ".." in parts or (parts and ":" in parts[0]):
         raise CheckpointError(f"a file of a model must lie inside its directory {directory}, but is {shown(name)}")
     path = directory.joinpath(*parts)
     root = directory.resolve()
@@ -210,7 +219,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what a killed process left of an earlier attempt at `target`."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 8}.partial"):
         try:
             with _locked(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -219,9 +228,19 @@ def _remove_abandoned(target: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(target: Path) -> Iterator[None]:
+def reading_errors(directory: Path) -> Iterator[None]:
+    """Turn what the operating system says while `directory` is read into a `CheckpointError`."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(f"{target} could not be written: {reason}; what was there before is intact") from error
+        raise CheckpointError(f"{error.filename or directory} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def _storage_errors(target: Path, outcome: str = "what was there before is intact") -> Iterator[None]:
+    try:
+        yield
+    except (OSError, StorageError) as error:  # or one of a writer that knows only the temporary directory
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        reason = getattr(cause, "strerror", None) or str(error)
+        raise StorageError(f"{target} could not be written: {reason}; {outcome}") from cause

@@ -18,6 +18,7 @@ from loquela.checkpoint.files import (
     inside,
     install_files,
     read_json,
+    reading_errors,
     verify,
 )
 from loquela.checkpoint.rules import load_into, to_disk
@@ -43,7 +44,10 @@ __all__ = [
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_VOCABULARIES = (
+    "tokenizer.json tokenizer.json.gz tokenizer.model spiece.model vocab.json encoder.json vocab.txt".split()
+)
+_BESIDE = "merges.txt vocab.bpe tokenizer_config.json special_tokens_map.json chat_template.jinja".split()
 
 
 @dataclass
@@ -73,6 +77,7 @@ def save_model(
     with atomic_directory(place) as temporary:
         write_model(network, tokenizer, temporary, generation_config=generation_config)
         for name, content in (extra_files or {}).items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(temporary / name, content)
     if place != directory:
         finish_install(directory)
@@ -110,22 +115,27 @@ def load_model(
     directory = Path(directory)
     if dtype not in DTYPES and dtype != "auto":
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)} or auto, but is {dtype!r}")
+    with reading_errors(directory):
+        return _load(directory, DTYPES.get(dtype), device, check=verify)
+
+
+def _load(directory: Path, dtype: torch.dtype | None, device: str | torch.device, *, check: bool) -> Loaded:
     if not directory.is_dir():
         raise CheckpointError(f"a model must be a directory, but {directory} {_what_is(directory)}")
     finish_install(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"a model directory must have a config.json, but {directory} has none")
-    if verify:
-        _verify(directory)
+    if check:
+        verify(directory)
     config = config_from_dict(read_json(directory, "config.json"))
     tensors = stored_tensors(directory)
     try:
-        network = from_tensors(config, tensors, dtype=DTYPES.get(dtype), device=device)
+        network = from_tensors(config, tensors, dtype=dtype, device=device)
     except CheckpointError as error:
         raise type(error)(f"{directory}: {error}") from error
     generation = read_json(directory, "generation_config.json") if _has(directory, "generation_config.json") else {}
-    has_tokenizer, *_ = [_has(directory, name) for name in _TOKENIZER_FILES]  # all are looked at, for where they lead
-    tokenizer = Tokenizer.load(directory) if has_tokenizer else None
+    there = [name for name in (*_VOCABULARIES, *_BESIDE) if _has(directory, name)]  # none may be a link to elsewhere
+    tokenizer = Tokenizer.load(directory) if any(name in _VOCABULARIES for name in there) else None
     return Loaded(network, tokenizer, generation, directory)
 
 
@@ -166,9 +176,6 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     if wrong:
         raise CheckpointError(f"{directory / INDEX} does not tell the truth: {'; '.join(wrong)}")
     return {name: held[file][name] for name, file in weight_map.items()}
-
-
-_verify = verify
 
 
 def _has(directory: Path, name: str) -> bool:
