@@ -134,7 +134,7 @@ class Network(nn.Module, ABC):
     ignored: ClassVar[tuple[str, ...]] = ()
     """Names on disk (with `*`) that old checkpoints carry and nothing computes with, such as mask buffers."""
     optional: ClassVar[tuple[str, ...]] = ()
-    """Names on disk that a checkpoint may lack; the tensor then keeps the value it is built with."""
+    """Names on disk that a checkpoint may lack; the tensor is zero then."""
     base_prefix: ClassVar[str] = ""
     """The prefix that a checkpoint saved without its head lacks, e.g. `transformer.`."""
     headless: bool = False
@@ -279,7 +279,7 @@ class EncoderDecoder(Network):
         return cache, torch.full((len(prompt), 1), self.start_token_id, device=prompt.device)
 
 
-_SHARED = frozenset({"base", "encoder_only"})
+_SHARED = frozenset({"base", "encoder_only", "rope", "rotary_decoder"})
 
 
 @memoise

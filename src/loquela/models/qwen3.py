@@ -5,29 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from loquela.models.llama import Llama, LlamaConfig
+from loquela.layers.attention import MultiHeadAttention
+from loquela.models.qwen2 import Qwen2Config
+from loquela.models.rotary_decoder import RotaryDecoder
 
 
 @dataclass
-class Qwen3Config(LlamaConfig):
+class Qwen3Config(Qwen2Config):
     """config.json of Qwen3 (dense)."""
 
     model_type: ClassVar[str] = "qwen3"
     hf_architecture: ClassVar[str] = "Qwen3ForCausalLM"
-    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {"use_sliding_window": (False,), "sliding_window": (None,)}
-    inert: ClassVar[frozenset[str]] = frozenset({"max_window_layers", "layer_types"})
-    qk_norm: ClassVar[bool] = True
+    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
-    vocab_size: int = 151936
-    intermediate_size: int = 22016
     head_dim: int | None = 128
-    max_position_embeddings: int = 32768
+    attention_bias: bool = False
 
 
-class Qwen3(Llama):
+class Qwen3(RotaryDecoder):
     """The decoder-only transformer of Qwen3."""
 
-    config: LlamaConfig
+    config: Qwen3Config
+
+    def attention(self, **options: Any) -> MultiHeadAttention:  # noqa: D102
+        assert self.config.head_dim is not None
+        q_norm, k_norm = self.norm(self.config.head_dim), self.norm(self.config.head_dim)
+        return super().attention(bias=self.config.attention_bias, q_norm=q_norm, k_norm=k_norm, **options)
 
 
 CONFIG, NETWORK = Qwen3Config, Qwen3
