@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loquela.checkpoint import llama2c
+from loquela.checkpoint import llama2c, textgenrnn
 from loquela.checkpoint.files import MANIFEST
 from loquela.checkpoint.store import Loaded, atomic_directory, load_model, write_model
 from loquela.errors import CheckpointError, UsageError
@@ -47,7 +47,7 @@ def _write_directory(model: Loaded, target: Path, check: Check) -> None:
         check(temporary)
 
 
-_FILES = (".bin", ".gguf", ".h5", ".json", ".npz", ".onnx", ".pt", ".pth", ".safetensors", ".zip")
+_FILES = (".bin", ".gguf", ".h5", ".hdf5", ".json", ".npz", ".onnx", ".pt", ".pth", ".safetensors", ".zip")
 FORMATS = (
     Format(
         "a model directory (config.json, safetensors)",
@@ -57,6 +57,7 @@ FORMATS = (
         write=_write_directory,
     ),
     Format("a llama2.c checkpoint (.bin)", reads=lambda path: path.suffix == ".bin", read=llama2c.read),
+    Format("textgenrnn's weights (.hdf5)", reads=lambda path: path.suffix == ".hdf5", read=textgenrnn.read),
 )
 
 PROBES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["additive_mask", "causal_mask", "padding_mask", "positions_from_padding"]
+__all__ = ["additive_mask", "causal_mask", "padding_mask", "positions_from_padding", "real_first"]
 
 
 def causal_mask(
@@ -35,6 +35,12 @@ def causal_mask(
 def positions_from_padding(padding: Tensor, queries: int) -> Tensor:
     """Return the (batch, queries) positions of the last `queries` tokens, counting real tokens only."""
     return (padding.long().cumsum(-1) - 1).clamp_min(0)[:, -queries:]
+
+
+def real_first(real: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for `real` (batch, seq) the order that moves each row's real tokens to its front, and the way back."""
+    order = torch.argsort(~real, dim=1, stable=True)
+    return order, torch.argsort(order, dim=1)
 
 
 def padding_mask(padding: Tensor | None) -> Tensor | None:

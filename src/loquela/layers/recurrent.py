@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
+from loquela.layers.masks import real_first
 
 __all__ = ["Recurrent", "StateCache"]
 
@@ -84,14 +85,14 @@ class Recurrent(nn.Module):
 
     def _run_padded(self, x: Tensor, state: State | None, real: Tensor) -> tuple[Tensor, State]:
         """Move each row's real tokens to its front, run them packed, and move what comes out back to its place."""
-        order = torch.argsort(~real, dim=1, stable=True)  # (batch, seq): real positions first, in their order
+        order, back = real_first(real)
         lengths = real.sum(1)
         front = x.gather(1, order[..., None].expand_as(x))
         # the kernel refuses an empty row: it reads one token that is then taken back
         packed = pack_padded_sequence(front, lengths.clamp_min(1).cpu(), batch_first=True, enforce_sorted=False)
         packed_y, after = self._run(packed, state)
         y, _ = pad_packed_sequence(cast(PackedSequence, packed_y), batch_first=True, total_length=x.shape[1])
-        back = torch.argsort(order, dim=1)[..., None].expand_as(y)
         some = (lengths > 0)[None, :, None]
         old = tuple(torch.zeros_like(part) for part in after) if state is None else state
-        return y.gather(1, back), tuple(torch.where(some, a, b) for a, b in zip(after, old, strict=True))
+        y = y.gather(1, back[..., None].expand_as(y))
+        return y, tuple(torch.where(some, a, b) for a, b in zip(after, old, strict=True))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from loquela.errors import ConfigError, DataError, UsageError
 from loquela.layers.cache import Cache
 from loquela.layers.counts import NGramCounts, count
+from loquela.layers.masks import real_first
 from loquela.layers.recurrent import StateCache
 from loquela.models.base import Config, Network, Rename
 
@@ -90,7 +91,7 @@ class NGram(Network):
             raise UsageError(f"an n-gram model keeps a state: make its cache with `new_cache`, not a {type(cache)}")
         batch, seq = tokens.shape
         real = torch.ones_like(tokens, dtype=torch.bool) if padding is None else padding[:, -seq:]
-        order = torch.argsort(~real, dim=1, stable=True)  # real tokens to the front of their row, and back at the end
+        order, back = real_first(real)
         words = tokens.gather(1, order)
         known = None if cache is None else cache.state
         before = tokens.new_full((batch, self.dim), -1) if known is None else known[0][0]
@@ -102,7 +103,7 @@ class NGram(Network):
         if cache is not None:
             path = torch.cat((before[:, None], states), 1)  # the state after 0, 1, … real tokens
             cache.advance((path[torch.arange(batch, device=path.device), real.sum(1)][None],), seq)
-        return states.gather(1, torch.argsort(order, dim=1)[..., None].expand_as(states))
+        return states.gather(1, back[..., None].expand_as(states))
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return the log-probabilities (…, vocab_size) after each history; they are logits that need no softmax."""
