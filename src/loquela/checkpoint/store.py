@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loquela.checkpoint.configs import read_config
 from loquela.checkpoint.files import (
     INCOMING,
     atomic_directory,
@@ -25,7 +26,7 @@ from loquela.checkpoint.rules import load_into, to_disk
 from loquela.checkpoint.skeleton import skeleton
 from loquela.checkpoint.tensors import StoredTensor, read_tensors, shown, write_bytes, write_tensors
 from loquela.errors import CheckpointError, UsageError
-from loquela.models.base import Config, Network, config_from_dict
+from loquela.models.base import Config, Network
 from loquela.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -127,7 +128,7 @@ def _load(directory: Path, dtype: torch.dtype | None, device: str | torch.device
         raise CheckpointError(f"a model directory must have a config.json, but {directory} has none")
     if check:
         verify(directory)
-    config = config_from_dict(read_json(directory, "config.json"))
+    config = read_config(directory)
     tensors = stored_tensors(directory)
     try:
         network = from_tensors(config, tensors, dtype=dtype, device=device)

@@ -112,10 +112,10 @@ def write_bytes(path: str | Path, *parts: bytes | Tensor) -> None:
         os.close(descriptor)
 
 
-def shown(name: str) -> str:
-    """Return a name out of a file as it may stand in a message: quoted, escaped, not endless."""
-    text = repr(name)
-    return text if len(text) <= 200 else f"{text[:180]}… ({len(name):,} characters)"
+def shown(value: Any) -> str:
+    """Return a name or a value out of a file as it may stand in a message: quoted, escaped, not endless."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:180]}… ({len(text):,} characters)"
 
 
 def _bytes_of(tensor: Tensor) -> Any:

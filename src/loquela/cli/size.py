@@ -60,16 +60,15 @@ def size(
 
 def _read(path: Path) -> tuple[Any, int | None]:
     """Return the config that a path means, and the tokens of a sample if it says them."""
-    from loquela.checkpoint.files import read_json
+    from loquela.checkpoint.configs import read_config
     from loquela.errors import CheckpointError
-    from loquela.models.base import config_from_dict
 
     if path.suffix in (".yaml", ".yml"):
         return _read_recipe(path)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"a size needs a model directory, a config.json or a recipe, but {file} does not exist")
-    return config_from_dict(read_json(file.parent, file.name)), None
+    return read_config(file.parent, file.name), None
 
 
 def _read_recipe(path: Path) -> tuple[Any, int | None]:
