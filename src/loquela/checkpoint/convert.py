@@ -6,15 +6,15 @@ A kind is a `Format`. A new one is one more file with its reader and, if it can 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from loquela.checkpoint import llama2c, textgenrnn
+from loquela.checkpoint import gguf, gguf_read, gguf_write, llama2c, textgenrnn
 from loquela.checkpoint.files import MANIFEST
 from loquela.checkpoint.store import Loaded, atomic_directory, load_model, write_model
 from loquela.errors import CheckpointError, UsageError
@@ -29,19 +29,22 @@ Check = Callable[[Path], None]
 class Format:
     """One kind of checkpoint. `reads` and `writes` tell from a path whether it is, or is to be, of this kind.
 
-    `write(model, target, check)` calls `check` with the finished files before they take the place of `target`, and
-    leaves nothing behind when that raises. `bound` is the largest difference of logits that the kind may cause.
+    `write(model, target, check, dtype)` calls `check` with the finished files before they take the place of `target`,
+    and leaves nothing behind when that raises. `bound` is the largest difference of logits that the kind may cause; one
+    that stores weights in a way to be chosen names the ways in `dtypes`, each with its bound as a share of the largest
+    logit.
     """
 
     name: str
     reads: Callable[[Path], bool]
     read: Callable[[Path], Loaded]
     writes: Callable[[Path], bool] | None = None
-    write: Callable[[Loaded, Path, Check], None] | None = None
+    write: Callable[[Loaded, Path, Check, str], None] | None = None
     bound: float = 1e-5
+    dtypes: Mapping[str, float] = field(default_factory=dict)
 
 
-def _write_directory(model: Loaded, target: Path, check: Check) -> None:
+def _write_directory(model: Loaded, target: Path, check: Check, dtype: str) -> None:
     with atomic_directory(target) as temporary:
         write_model(model.network, model.tokenizer, temporary, generation_config=model.generation_config)
         check(temporary)
@@ -58,7 +61,16 @@ FORMATS = (
     ),
     Format("a llama2.c checkpoint (.bin)", reads=lambda path: path.suffix == ".bin", read=llama2c.read),
     Format("textgenrnn's weights (.hdf5)", reads=lambda path: path.suffix == ".hdf5", read=textgenrnn.read),
+    Format(
+        "a GGUF file (.gguf)",
+        reads=lambda path: path.suffix == ".gguf",
+        read=gguf_read.read,
+        writes=lambda path: path.suffix == ".gguf",
+        write=gguf_write.write,
+        dtypes=gguf.DTYPES,
+    ),
 )
+_STORED = {torch.float16: "f16", torch.bfloat16: "bf16"}
 
 PROBES = (
     "Once upon a time, there was a little girl named Lily.",
@@ -70,12 +82,12 @@ PROBES = (
 _PROBE_TOKENS = 64
 
 
-def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
+def convert(source: str | Path, target: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
     """Convert the checkpoint `source` to `target`, a new path whose name says the kind.
 
-    Weights keep the dtype that they are stored in. The written model is read again from the disk: its tokens must equal
-    those of the source and its logits, computed in float32, must differ by no more than the bound, else a
-    `CheckpointError` says by how much and nothing is left on the disk.
+    Weights keep the dtype that they are stored in; a GGUF file can have another (`gguf.DTYPES`). The written model is
+    read again from the disk: its tokens must equal those of the source and its logits, computed in float32, must
+    differ by no more than the bound, else a `CheckpointError` says by how much and nothing is left on the disk.
 
     Returns `model` (the path), `parity` (`max_abs_logit_diff`, `bound`, `tokens`), `parameters`, `tokenizer` (whether
     there is one), and `left_out`: the files of a source directory that nothing was read from.
@@ -83,17 +95,21 @@ def convert(source: str | Path, target: str | Path) -> dict[str, Any]:
     source, target = Path(source), Path(target)
     reader = _reader(source)
     kind, write = _writer(target)
+    if dtype is not None and dtype not in kind.dtypes:
+        ways = ", ".join(kind.dtypes) or "left out, since weights keep theirs"
+        raise UsageError(f"the dtype of {kind.name} must be {ways}, but is {dtype!r}")
     model = reader.read(source)
+    stored = dtype or _STORED.get(next(model.network.parameters()).dtype, "f32")
     parity: dict[str, Any] = {}
     written: set[str] = set()
 
     def check(path: Path) -> None:
-        parity.update(_parity(model, kind.read(path), kind.bound))
-        written.update(file.name for file in path.iterdir() if path.is_dir())
+        parity.update(_parity(model, kind.read(path), kind.bound, kind.dtypes.get(stored)))
+        written.update(file.name for file in path.glob("*"))
 
     parameters = model.network.parameter_count()
-    write(model, target, check)
-    left_out = sorted(file.name for file in source.iterdir()) if source.is_dir() else []
+    write(model, target, check, stored)
+    left_out = sorted(file.name for file in source.iterdir()) if source.is_dir() and target.is_dir() else []
     return {
         "model": str(target),
         "parity": parity,
@@ -113,7 +129,7 @@ def _reader(source: Path) -> Format:
     raise UsageError(f"a checkpoint to convert must be one of: {known}; but {source} is none of them")
 
 
-def _writer(target: Path) -> tuple[Format, Callable[[Loaded, Path, Check], None]]:
+def _writer(target: Path) -> tuple[Format, Callable[[Loaded, Path, Check, str], None]]:
     if target.exists():
         raise UsageError(f"the target of a conversion must be a new path, but {target} exists: name another")
     known = []
@@ -125,12 +141,14 @@ def _writer(target: Path) -> tuple[Format, Callable[[Loaded, Path, Check], None]
     raise UsageError(f"the target of a conversion must be one of: {'; '.join(known)}; but is {target.name}")
 
 
-def _parity(source: Loaded, written: Loaded, bound: float) -> dict[str, Any]:
+def _parity(source: Loaded, written: Loaded, bound: float, share: float | None) -> dict[str, Any]:
     probes = _probes(source)
     if source.tokenizer and written.tokenizer and _encoded(written.tokenizer) != _encoded(source.tokenizer):
         raise CheckpointError("the written tokenizer must give the tokens of the source, but does not; nothing is kept")
     before, after = _logits(source, probes), _logits(written, probes)
     difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+    if share is not None:
+        bound = share * max(float(a.abs().max()) for a in before)
     if not difference <= bound:  # a NaN is no proof either
         raise CheckpointError(
             f"the logits of the written model may differ by {bound:g} from those of the source, but differ by "
