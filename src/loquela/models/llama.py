@@ -33,8 +33,8 @@ class Llama(RotaryDecoder):
 
     config: LlamaConfig
 
-    def attention(self, **options: Any) -> MultiHeadAttention:  # noqa: D102
-        return super().attention(bias=self.config.attention_bias, **options)
+    def attention(self, brick: type[MultiHeadAttention] = MultiHeadAttention, **options: Any) -> MultiHeadAttention:  # noqa: D102
+        return super().attention(brick, bias=self.config.attention_bias, **options)
 
     def feedforward(self, layer: int) -> nn.Module:  # noqa: D102
         config = self.config

@@ -44,8 +44,8 @@ class Qwen2Config(RotaryDecoderConfig):
 class Qwen2(RotaryDecoder):
     """The decoder-only transformer of Qwen2."""
 
-    def attention(self, **options: Any) -> MultiHeadAttention:  # noqa: D102
-        return super().attention(bias=True, out_bias=False, **options)
+    def attention(self, brick: type[MultiHeadAttention] = MultiHeadAttention, **options: Any) -> MultiHeadAttention:  # noqa: D102
+        return super().attention(brick, bias=True, out_bias=False, **options)
 
 
 CONFIG, NETWORK = Qwen2Config, Qwen2

@@ -27,10 +27,10 @@ class Qwen3(RotaryDecoder):
 
     config: Qwen3Config
 
-    def attention(self, **options: Any) -> MultiHeadAttention:  # noqa: D102
+    def attention(self, brick: type[MultiHeadAttention] = MultiHeadAttention, **options: Any) -> MultiHeadAttention:  # noqa: D102
         assert self.config.head_dim is not None
         q_norm, k_norm = self.norm(self.config.head_dim), self.norm(self.config.head_dim)
-        return super().attention(bias=self.config.attention_bias, q_norm=q_norm, k_norm=k_norm, **options)
+        return super().attention(brick, bias=self.config.attention_bias, q_norm=q_norm, k_norm=k_norm, **options)
 
 
 CONFIG, NETWORK = Qwen3Config, Qwen3

@@ -29,10 +29,7 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
             truncate""".split()
         ),
     ),
-    "longrope": (
-        {"short_factor", "long_factor", "original_max_position_embeddings"},
-        {"factor", "attention_factor", "partial_rotary_factor"},
-    ),
+    "longrope": ({"short_factor", "long_factor"}, {"factor", "attention_factor"}),
 }
 _NOT_NUMBERS = {"rope_type", "truncate", "short_factor", "long_factor"}
 KINDS = ("default", "linear", "llama3", "yarn")

@@ -54,7 +54,7 @@ class RotaryDecoderConfig(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """Write both spellings of the rotary settings."""
-        return super().to_dict() | rope.spelled_as_before(self.rope_parameters)
+        return super().to_dict() | self.rope_as_before()
 
     def check(self) -> None:
         """Fill in what follows from other fields; refuse what the bricks do not do."""
@@ -79,6 +79,10 @@ class RotaryDecoderConfig(Config):
         self.rope_parameters = rope.completed(
             self.rope_parameters, theta=self.default_theta, window=self.max_position_embeddings
         )
+
+    def rope_as_before(self) -> dict[str, Any]:
+        """Return the rotary settings under the keys of older files."""
+        return rope.spelled_as_before(self.rope_parameters)
 
     def windows(self) -> list[int | None]:
         """How far back each layer looks; None: all the way."""
@@ -139,10 +143,10 @@ class RotaryDecoder(Network):
         dim = self.config.hidden_size
         return PreNormBlock(self.attention(), self.feedforward(layer), self.norm(dim), self.norm(dim))
 
-    def attention(self, **options: Any) -> MultiHeadAttention:
-        """Make a layer's attention, with further `options` of the brick."""
+    def attention(self, brick: type[MultiHeadAttention] = MultiHeadAttention, **options: Any) -> MultiHeadAttention:
+        """Make a layer's attention, with further `options` of its `brick`."""
         config = self.config
-        return MultiHeadAttention(
+        return brick(
             config.hidden_size,
             config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
