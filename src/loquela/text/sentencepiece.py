@@ -224,14 +224,14 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _signed(value: Any) -> int:
-    value = _whole(value)
-    return value - (1 << 64) if value >= 1 << 63 else value
+    number = _whole(value)
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int):
         raise ValueError("a field that must be a number is none")
-    return int(value)
+    return value
 
 
 def _bytes(value: Any) -> bytes:
