@@ -13,6 +13,7 @@ import typer
 from loquela.cli.options import generation_options
 from loquela.cli.output import note
 from loquela.cli.terminal import write
+from loquela.cli.threads import suit_threads
 from loquela.errors import LoquelaError, UsageError, nearest
 from loquela.generation.settings import SETTINGS
 from loquela.text.chat import render
@@ -49,6 +50,7 @@ def talk(model: LanguageModel, **settings: Any) -> None:
 
     In a terminal an error is said and the talk goes on; from a pipe it ends the talk.
     """
+    suit_threads(model)
     conversation = Conversation(model, settings)
     interactive = sys.stdin.isatty()
     note(f"{conversation.manner} /help shows what you can type.")

@@ -10,6 +10,7 @@ import typer
 from loquela.cli.options import generation_options
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, write
+from loquela.cli.threads import suit_threads
 
 __all__ = ["app"]
 
@@ -37,6 +38,7 @@ def generate(
     from loquela.api import load
 
     language_model = load(model)
+    suit_threads(language_model)
     chosen = language_model.settings(**settings)
     ids, cut = language_model.fit(prompt, chosen, truncate=truncate)
     if cut:
