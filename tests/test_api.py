@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loquela.api import LanguageModel, load
+from loquela.checkpoint.sentence import Pooling
 from loquela.checkpoint.store import save_model
 from loquela.errors import ContextWindowError, LoquelaError, TokenizerError, UsageError
 from loquela.models.base import Network, architecture
@@ -119,6 +120,15 @@ def test_vectors_do_not_depend_on_neighbours(model: LanguageModel) -> None:
     for text, vector in zip(texts, vectors, strict=True):
         torch.testing.assert_close(model.embed([text])[0], vector)
         torch.testing.assert_close(model.hidden(model.tokenizer.encode(text))[0].mean(0), vector)
+
+
+def test_a_directory_that_says_how_a_text_becomes_a_vector(model: LanguageModel, tmp_path: Path) -> None:
+    taught = LanguageModel(model.network, model.tokenizer, pooling=Pooling(("max",), normalise=True))
+    vector = taught.embed("The cat")[0]
+    hidden = model.hidden(model.tokenizer.encode("The cat"))[0]
+    torch.testing.assert_close(vector, torch.nn.functional.normalize(hidden.max(0).values, dim=0))
+    taught.save(tmp_path / "copy")
+    torch.testing.assert_close(load(tmp_path / "copy").embed("The cat")[0], vector)
 
 
 def test_what_the_authors_say_about_generation(directory: Path, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ from typing import Any, TypeAlias, cast, overload
 import torch
 from torch import Tensor
 
+from loquela.checkpoint.sentence import Pooling, read_pooling, sentence_files
 from loquela.checkpoint.store import load_model, save_model
 from loquela.data.readers import Piece as TextPiece
 from loquela.errors import ContextWindowError, LoquelaError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
 from loquela.generation.decode import evaluating
+from loquela.generation.embed import embed
 from loquela.generation.settings import GenerationSettings, known_settings
 from loquela.models.base import Network
 from loquela.prompting.budget import fit
@@ -35,17 +37,26 @@ def load(directory: str | Path, adapter: None = None, dtype: str = "float32", de
     if adapter is not None:
         raise LoquelaError(f"adapter must be None, since adapters arrive with tuning, but is {adapter!r}")
     loaded = load_model(directory, dtype=dtype, device=device)
-    return LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config)
+    return LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config, read_pooling(directory))
 
 
 class LanguageModel:
-    """A network and its tokenizer, with what the model's authors say about generation (generation_config.json)."""
+    """A network and its tokenizer, with what the model's authors say about its use.
+
+    `generation_config` is their generation_config.json; `pooling` says how a text becomes a vector, where the model's
+    directory is one of sentence-transformers.
+    """
 
     def __init__(
-        self, network: Network, tokenizer: Tokenizer | None = None, generation_config: dict[str, Any] | None = None
+        self,
+        network: Network,
+        tokenizer: Tokenizer | None = None,
+        generation_config: dict[str, Any] | None = None,
+        pooling: Pooling | None = None,
     ) -> None:
         self.network = network.eval()
         self.generation_config = generation_config or {}
+        self.pooling = pooling
         self._tokenizer = tokenizer
 
     @property
@@ -81,9 +92,8 @@ class LanguageModel:
             return self.network.hidden(self._batch(ids))
 
     def embed(self, texts: str | Sequence[str]) -> Tensor:
-        """Return one vector per text (n, dim): the mean of its last hidden states."""
-        rows = [prompt_ids(self.tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
-        return torch.stack([self.hidden(row)[0].mean(0) for row in rows])  # each alone: no neighbour changes a vector
+        """Return one vector per text (n, dim), by `pooling`, else the mean of its last hidden states."""
+        return embed(self.network, self.tokenizer, [texts] if isinstance(texts, str) else texts, self.pooling)
 
     def score(self, text: str | Iterable[TextPiece], *, window: int | None = None, stride: int | None = None) -> Score:
         """Return log-probabilities per token, perplexity and bits per byte; see `loquela.evaluation.perplexity`."""
@@ -146,7 +156,10 @@ class LanguageModel:
 
     def save(self, directory: str | Path) -> None:
         """Write the model as a Hugging Face directory, whole or not at all; raises `StorageError`."""
-        save_model(self.network, self._tokenizer, directory, generation_config=self.generation_config)
+        extra = sentence_files(self.pooling, self.network.dim) if self.pooling else {}
+        save_model(
+            self.network, self._tokenizer, directory, generation_config=self.generation_config, extra_files=extra
+        )
 
     def _batch(self, ids: Ids) -> Tensor:
         try:
