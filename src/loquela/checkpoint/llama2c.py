@@ -92,7 +92,10 @@ def _read_model(path: Path) -> tuple[LlamaConfig, Tensor]:
                 raise CheckpointError(
                     f"{path} is of a newer llama2.c layout: export it with `--version 0`, which run.c reads"
                 )
-            dim, hidden, layers, heads, kv_heads, vocabulary, context = _HEADER.unpack(header)
+            numbers = _HEADER.unpack(header)
+            if max(map(abs, numbers)) * 4 > size:  # each counts at least so many floats of the file
+                raise CheckpointError(f"{path} must be a llama2.c checkpoint, but is shorter than its header says")
+            dim, hidden, layers, heads, kv_heads, vocabulary, context = numbers
             config = LlamaConfig(
                 vocab_size=abs(vocabulary),
                 hidden_size=dim,
