@@ -13,15 +13,24 @@ it is asked only where the longer history was not seen. D has three values per o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NGramCounts", "count"]
+__all__ = ["Counting", "NGramCounts", "count"]
 
 Ints = npt.NDArray[np.int64]
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A network that learns by counting, not by gradients."""
+
+    def fit(self, tokens: npt.NDArray[np.integer]) -> None:
+        """Learn all of a text (n,), in place of what was learnt before."""
 
 
 class NGramCounts(nn.Module):

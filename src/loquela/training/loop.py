@@ -20,7 +20,9 @@ from loquela.data.objectives import OBJECTIVES, Batch
 from loquela.data.shards import Corpus
 from loquela.errors import NonFiniteError
 from loquela.generation.completion import prompt_ids, stream
+from loquela.generation.decode import evaluating
 from loquela.generation.settings import GenerationSettings
+from loquela.layers.counts import Counting
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 from loquela.training import state as states
@@ -30,7 +32,7 @@ from loquela.training.optimizers import Optimizers
 from loquela.training.recipe import Recipe
 from loquela.training.schedules import rate
 from loquela.training.state import State
-from loquela.training.step import train_step
+from loquela.training.step import Report, summed_loss, train_step
 from loquela.training.validation import Validation, validate
 
 __all__ = ["Run", "opening", "steps_of"]
@@ -74,7 +76,7 @@ class Run:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        self.steps = steps_of(recipe, len(self.corpus.train))
+        self.steps = 1 if isinstance(self.network, Counting) else steps_of(recipe, len(self.corpus.train))
         self.order = self.short = self._order(1)
         self.short_steps = 0
         if recipe.curriculum is not None:
@@ -104,7 +106,9 @@ class Run:
             self.listener(self._started())
             self.network.train()
             while self._boundary():
-                self._update()
+                report = self._count() if isinstance(self.network, Counting) else self._update()
+                if report is not None:
+                    self._note_step(report)
             return self.state.step == self.steps and self.state.logged == self.steps
         finally:
             self.log.close()
@@ -127,12 +131,22 @@ class Run:
             self._save()
         return going_on
 
-    def _update(self) -> None:
+    def _count(self) -> Report:
+        """Let a network that counts learn the whole text at once; the loss is that of one batch, afterwards."""
+        assert isinstance(self.network, Counting)
+        tokens = self.corpus.train.tokens
+        self.network.fit(tokens)
+        batch = self._batch(0, self.order.blocks(tokens, self.order.indices(0)))
+        with evaluating(self.network):
+            loss = summed_loss(self.network, batch.inputs, batch.labels).item() / batch.labels.numel()
+        return Report(loss, gradient_norm=0.0, tokens=len(tokens))
+
+    def _update(self) -> Report | None:
         step = self.state.step
         order = self.short if step < self.short_steps else self.order
         starts = order.indices(step)
         try:
-            report = train_step(
+            return train_step(
                 self.network,
                 self.optimizer,
                 self._batch(step, order.blocks(self.corpus.train.tokens, starts)),
@@ -150,8 +164,8 @@ class Run:
                 f"{', '.join(map(str, starts))} of the training text; the weights of step {step} are unchanged, "
                 f"{saved}. Lower learning_rate or set max_grad_norm, in another output_dir"
             ) from None
-        if report is None:
-            return
+
+    def _note_step(self, report: Report) -> None:
         state = self.state
         state.step += 1
         state.tokens += report.tokens
@@ -178,7 +192,11 @@ class Run:
             train_tokens=len(self.corpus.train),
             train_bytes=self.corpus.train.n_bytes,
             val_tokens=len(self.corpus.validation) - 1,
-            tokens_per_step=self.recipe.batch_size * self.recipe.block_size,
+            tokens_per_step=(
+                len(self.corpus.train)
+                if isinstance(self.network, Counting)
+                else self.recipe.batch_size * self.recipe.block_size
+            ),
         )
 
     # -- what is due at a boundary

@@ -17,6 +17,7 @@ from loquela.checkpoint.store import atomic_directory, load_model, save_model, v
 from loquela.data import shards
 from loquela.data.vocabulary import train_tokenizer
 from loquela.errors import CheckpointError, ConfigError, RecipeError, StorageError
+from loquela.layers.counts import Counting
 from loquela.models.base import Network, architecture, config_from_dict
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.curve import write_curve
@@ -99,7 +100,11 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener
         for note in corpus.notes:
             on_event(Note(note))
         optimizer = build(network, recipe)
-        state, best, notes = resume(directory, recipe.resume_from_checkpoint, network, optimizer)
+        which = recipe.resume_from_checkpoint
+        if isinstance(network, Counting):
+            on_event(Note(f"{network.config.model_type} counts the text once: what says how to train has no effect"))
+            which = False  # to count again is as good
+        state, best, notes = resume(directory, which, network, optimizer)
         for note in notes:
             on_event(Note(note))
         run = Run(
@@ -206,6 +211,7 @@ def _finish(run: Run) -> TrainResult:
                 "training text by heart"
             )
         )
+    seconds = run.seconds
     written = run.sample() if run.recipe.sample_steps is not None else None
     result = TrainResult(
         model=str(directory),
@@ -214,8 +220,8 @@ def _finish(run: Run) -> TrainResult:
         val_bits_per_byte=kept.bits_per_byte,
         val_tokens=kept.tokens,
         tokens=state.tokens,
-        seconds=run.seconds,
-        tokens_per_second=state.tokens / run.seconds,
+        seconds=seconds,
+        tokens_per_second=state.tokens / seconds,
         steps=state.step,
         best_step=best_step,
         parameters=run.network.parameter_count(),
