@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loquela.data.batches import IGNORED, BlockOrder, evaluation_blocks
-from loquela.data.objectives import OBJECTIVES
+from loquela.data.objectives import OBJECTIVES, Batch
 from loquela.errors import DataError
 
 sizes = st.tuples(st.integers(1, 40), st.integers(0, 600)).map(lambda pair: (pair[0], pair[0] + 1 + pair[1]))
@@ -139,3 +139,19 @@ def test_the_causal_objective_asks_for_the_next_token() -> None:
     assert batch.labels.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]]
     assert batch.inputs.dtype == batch.labels.dtype == torch.int64
     assert batch.inputs.is_contiguous()
+
+
+def test_a_batch_is_cut_with_all_that_belongs_to_it() -> None:
+    numbers = torch.arange(12).reshape(4, 3)
+    batch = Batch(numbers, numbers + 1, source=numbers + 2, source_padding=numbers > 3, segments=numbers // 3)
+    assert len(batch) == 4
+    assert set(batch.arguments) == {"source", "source_padding", "segments"}
+    part = batch.rows(slice(1, 3))
+    assert part.padding is None
+    assert part.source is not None
+    assert (part.inputs.tolist(), part.labels.tolist(), part.source.tolist()) == (
+        [[3, 4, 5], [6, 7, 8]],
+        [[4, 5, 6], [7, 8, 9]],
+        [[5, 6, 7], [8, 9, 10]],
+    )
+    assert Batch(numbers, numbers).arguments == {}

@@ -212,9 +212,9 @@ def test_short_samples_come_first_where_a_curriculum_says_so(
     seen: list[tuple[int, ...]] = []
     real = step_module.summed_loss
 
-    def watched(network: Any, inputs: torch.Tensor, *rest: Any) -> torch.Tensor:
-        seen.append(tuple(inputs.shape))
-        return real(network, inputs, *rest)
+    def watched(network: Any, batch: Any, *rest: Any) -> torch.Tensor:
+        seen.append(tuple(batch.inputs.shape))
+        return real(network, batch, *rest)
 
     monkeypatch.setattr(step_module, "summed_loss", watched)
     result = train({**recipe, "curriculum": {"block_size": 12, "ratio": 0.5}, "max_steps": 6})

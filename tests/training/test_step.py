@@ -48,7 +48,7 @@ def batch_of(seed: int, rows: int = 8, masked: float = 0.0) -> Batch:
 def test_the_loss_is_that_of_all_logits(masked: float) -> None:
     network, batch = network_of(), batch_of(1, masked=masked)
     expected = F.cross_entropy(network(batch.inputs).flatten(0, 1), batch.labels.flatten(), reduction="sum")
-    torch.testing.assert_close(summed_loss(network, batch.inputs, batch.labels), expected)
+    torch.testing.assert_close(summed_loss(network, batch), expected)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8), st.floats(0, 0.9))
@@ -117,8 +117,8 @@ def test_a_batch_without_labels_is_no_silent_zero() -> None:
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_weights() -> None:
     network, batch = network_of().float(), batch_of(0)
-    exact = summed_loss(network, batch.inputs, batch.labels)
-    rough = summed_loss(network, batch.inputs, batch.labels, torch.bfloat16)
+    exact = summed_loss(network, batch)
+    rough = summed_loss(network, batch, torch.bfloat16)
     assert rough.item() == pytest.approx(exact.item(), rel=0.02)
     assert rough.item() != exact.item()
     report = train_step(network, build(network, RECIPE), batch, 0, 1.0, micro_batch=8, dtype=torch.bfloat16)

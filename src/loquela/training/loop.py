@@ -138,7 +138,7 @@ class Run:
         self.network.fit(tokens)
         batch = self._batch(0, self.order.blocks(tokens, self.order.indices(0)))
         with evaluating(self.network):
-            loss = summed_loss(self.network, batch.inputs, batch.labels).item() / batch.labels.numel()
+            loss = summed_loss(self.network, batch).item() / batch.labels.numel()
         return Report(loss, gradient_norm=0.0, tokens=len(tokens))
 
     def _update(self) -> Report | None:

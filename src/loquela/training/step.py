@@ -54,11 +54,10 @@ def train_step(
     if not tokens:
         raise DataError("a batch must have a label that is not -100, but has none")
     total = torch.zeros(())
-    for first in range(0, len(batch.inputs), micro_batch):
+    for first in range(0, len(batch), micro_batch):
         if stopping():
             return None
-        rows = slice(first, first + micro_batch)
-        share = summed_loss(network, batch.inputs[rows], batch.labels[rows], dtype) / tokens
+        share = summed_loss(network, batch.rows(slice(first, first + micro_batch)), dtype) / tokens
         share.backward()  # type: ignore[no-untyped-call]
         total += share.detach()
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -71,11 +70,11 @@ def train_step(
     return Report(loss, gradient_norm, tokens)
 
 
-def summed_loss(network: Network, inputs: Tensor, labels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def summed_loss(network: Network, batch: Batch, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the cross-entropy in nats, summed over the labels that are not -100; logits only where there is one."""
-    with nullcontext() if dtype == torch.float32 else torch.autocast(inputs.device.type, dtype):
-        hidden = network.hidden(inputs).flatten(0, 1)  # (batch · seq, dim)
-        labels = labels.flatten()
+    with nullcontext() if dtype == torch.float32 else torch.autocast(batch.inputs.device.type, dtype):
+        hidden = network.hidden(batch.inputs, **batch.arguments).flatten(0, 1)  # (batch · seq, dim)
+        labels = batch.labels.flatten()
         labelled = labels != IGNORED
         if not labelled.all():
             hidden, labels = hidden[labelled], labels[labelled]

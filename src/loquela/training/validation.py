@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from loquela.data.batches import evaluation_blocks
+from loquela.data.objectives import Batch
 from loquela.data.shards import TokenFile
 from loquela.errors import DataError, NonFiniteError
 from loquela.generation.decode import evaluating
@@ -48,7 +49,7 @@ def validate(
         for inputs, labels in evaluation_blocks(text.tokens, block, batch_size):
             if stopping():
                 return None
-            nats += summed_loss(network, inputs, labels, dtype).item()
+            nats += summed_loss(network, Batch(inputs, labels), dtype).item()
     if not math.isfinite(nats):
         raise NonFiniteError(f"the loss on the held-out text must be a number, but is {nats}; lower learning_rate")
     tokens = len(text) - 1
