@@ -1,0 +1,1 @@
+"""How it runs fast: a compiled decoder behind the same `Network` that everything else calls."""
