@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
@@ -18,7 +18,7 @@ from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
 from loquela.generation.decode import evaluating
 from loquela.generation.embed import embed
-from loquela.generation.settings import GenerationSettings, known_settings
+from loquela.generation.settings import BEAMS, DRAWING, GenerationSettings, known_settings
 from loquela.models.base import Network
 from loquela.prompting.budget import fit
 from loquela.text.tokenizer import Tokenizer
@@ -103,11 +103,17 @@ class LanguageModel:
 
     def settings(self, **given: Any) -> GenerationSettings:
         """What is given, else what generation_config.json says, else our defaults; raises `UsageError`."""
-        values = known_settings(self.generation_config) | given
-        if given.get("temperature") and "do_sample" not in given:
-            values.pop("do_sample", None)  # who asks for a temperature wants to sample, whatever the file says
-        if values.get("do_sample") is False and "temperature" not in given:
-            values.pop("temperature", None)
+        said = known_settings(self.generation_config)
+        if given.get("do_sample") or (given.get("temperature") and "do_sample" not in given):
+            said = _without(said, ("do_sample", "num_beams"))  # who asks for a temperature wants to sample
+        values = said | given
+        if values.get("num_beams", 1) > 1:
+            said = _without(said, DRAWING)
+        else:
+            said = _without(said, BEAMS)
+            if values.get("do_sample") is False:
+                said = _without(said, ("temperature",))
+        values = said | given
         return GenerationSettings(**values)
 
     @overload
@@ -177,3 +183,7 @@ class LanguageModel:
             wrong = low if low < 0 else high
             raise UsageError(f"token ids must be from 0 to {self.network.vocab_size - 1}, but one is {wrong}")
         return tokens.reshape(-1, tokens.shape[-1]).to(next(self.network.parameters()).device, torch.int64)
+
+
+def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in set(names)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import transformers
 
 from loquela.checkpoint.store import load_model
 from loquela.errors import ContextWindowError, DataError, TokenizerError, UsageError
+from loquela.generation.completion import Usage
 from loquela.generation.fill import fill
 from loquela.models import architecture, config_from_dict
 from loquela.models.base import Network
@@ -54,20 +57,25 @@ def test_same_guesses_as_the_pipeline(directory: Path) -> None:
     text = "the [MASK] sat on the [MASK]"
     filling = fill(network, tokenizer, text, top=4)
     theirs = pipeline(text, top_k=4)
-    assert len(filling.masks) == len(theirs) == 2
-    for candidates, expected in zip(filling.masks, theirs, strict=True):
-        assert [c.id for c in candidates] == [e["token"] for e in expected]
-        assert [c.probability for c in candidates] == pytest.approx([e["score"] for e in expected], rel=1e-4)
-    assert filling.text.count(filling.masks[0][0].text) >= 1
+    assert len(filling.tokens) == len(theirs) == 2
+    for piece, expected in zip(filling.tokens, theirs, strict=True):
+        assert [other.id for other in piece.top] == [e["token"] for e in expected]
+        probabilities = [math.exp(other.log_prob) for other in piece.top]
+        assert probabilities == pytest.approx([e["score"] for e in expected], rel=1e-4)
+        assert (piece.id, piece.text, piece.log_prob) == astuple(piece.top[0])
+        assert piece.text in filling.text
     assert "[MASK]" not in filling.text
+    assert filling.usage == Usage(prompt_tokens=len(tokenizer.encode(text)), completion_tokens=2)
 
 
 def test_all_candidates_together_are_certain(directory: Path) -> None:
     network, tokenizer = opened(directory)
-    (candidates,) = fill(network, tokenizer, "a [MASK]", top=10_000).masks
-    assert len(candidates) == network.vocab_size
-    assert sum(c.probability for c in candidates) == pytest.approx(1)
-    assert [c.probability for c in candidates] == sorted((c.probability for c in candidates), reverse=True)
+    (piece,) = fill(network, tokenizer, "a [MASK]", top=10_000).tokens
+    assert len(piece.top) == network.vocab_size
+    log_probs = [other.log_prob for other in piece.top]
+    assert sum(map(math.exp, log_probs)) == pytest.approx(1)
+    assert log_probs == sorted(log_probs, reverse=True)
+    assert fill(network, tokenizer, "a [MASK]", top=0).tokens[0].top == ()
 
 
 def test_errors_say_the_way_out(directory: Path) -> None:

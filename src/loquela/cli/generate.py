@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from loquela.cli.options import generation_options
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, write
 from loquela.cli.threads import suit_threads
+
+if TYPE_CHECKING:
+    from loquela.api import LanguageModel
 
 __all__ = ["app"]
 
@@ -27,7 +31,7 @@ def generate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **settings: Any,
 ) -> None:
-    """Complete a prompt; the completion goes to stdout as it comes.
+    """Complete a prompt; the completion goes to stdout as it comes. A masked language model fills its [MASK]s.
 
     One line end at the end of a piped prompt is left out. A setting that is not given has the value of the model's
     generation_config.json, else the default named here.
@@ -39,6 +43,9 @@ def generate(
 
     language_model = load(model)
     suit_threads(language_model)
+    if language_model.network.kind == "encoder":
+        _fill(language_model, prompt, top, json, [*settings, *(["truncate"] * truncate)])
+        return
     chosen = language_model.settings(**settings)
     ids, cut = language_model.fit(prompt, chosen, truncate=truncate)
     if cut:
@@ -59,3 +66,20 @@ def generate(
         write("\n")
     if len(ids) + longest == language_model.context_length and longest < chosen.max_new_tokens:
         note(f"stopped after {longest} tokens: the context window of {language_model.context_length} tokens is full")
+
+
+def _fill(model: LanguageModel, prompt: str, top: int, json: bool, settings: list[str]) -> None:
+    """Fill the masks of `prompt`; stderr says what else could stand there."""
+    from loquela.errors import UsageError
+    from loquela.generation.fill import fill
+
+    if settings:
+        raise UsageError(f"a masked language model fills each mask at once: {', '.join(settings)} has no effect on it")
+    filled = fill(model.network, model.tokenizer, prompt, top=top)
+    if json:
+        print_json(filled.as_dict())
+        return
+    for number, piece in enumerate(filled.tokens, 1):
+        if piece.top:
+            note(f"mask {number}: " + ", ".join(f"{a.text.strip()} {math.exp(a.log_prob):.1%}" for a in piece.top))
+    write(filled.text + "\n")

@@ -13,7 +13,7 @@ from loquela.generation.settings import SETTINGS
 
 __all__ = ["generation_options"]
 
-_METAVARS = {int: "N", float: "X", bool: None, tuple: "TEXT", dict: "JSON"}
+_METAVARS = {int: "N", float: "X", bool: None, tuple: "TEXT", list: "JSON", dict: "JSON"}
 
 
 def generation_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -26,8 +26,8 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
             f"--{flag}/--no-{flag}" if setting.kind is bool else f"--{flag}",
             *([f"-{flag}"] if len(flag) == 1 else []),
         ]
-        kind: Any = {tuple: list[str], dict: str}.get(setting.kind, setting.kind)  # type: ignore[call-overload]
-        default = "" if setting.kind in (tuple, dict) else f" [default: {str(setting.default).lower()}]"
+        kind: Any = {tuple: list[str], list: str, dict: str}.get(setting.kind, setting.kind)  # type: ignore[call-overload]
+        default = "" if setting.kind in (tuple, list, dict) else f" [default: {str(setting.default).lower()}]"
         option = typer.Option(*names, help=setting.help + default, show_default=False, metavar=_METAVARS[setting.kind])
         annotation = Annotated[kind | None, option]
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -39,7 +39,7 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, setting in SETTINGS.items():
             value = given.pop(name)
             if value is not None and value != []:
-                settings[name] = setting.parse(value) if setting.kind is dict else value
+                settings[name] = setting.parse(value) if setting.kind in (list, dict) else value
         command(**given, **settings)
 
     with_settings.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from loquela.errors import TokenizerError, UsageError
+from loquela.generation.beam import beam_search, replay
 from loquela.generation.decode import FinishReason, Step, decode, log_probability, prefill
 from loquela.generation.rules import most_probable
 from loquela.generation.settings import GenerationSettings
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Alternative", "Completion", "Piece", "Usage", "choices", "complete", "prompt_ids", "stream"]
+__all__ = ["Alternative", "Completion", "Piece", "PieceMaker", "Usage", "choices", "complete", "prompt_ids", "stream"]
 
 
 @dataclass(frozen=True)
@@ -153,36 +156,48 @@ def _streams(
     """One stream for each of the `n` choices, each from its own copy of the cache that holds the prompt."""
     if end_ids is None:
         end_ids = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
+    if settings.num_beams > 1:
+        for found in beam_search(network, torch.tensor([prompt]), settings, end_ids=end_ids)[0]:
+            prefix, steps = replay(network, prompt, found.ids, end_ids=end_ids)
+            yield _pieces(steps, PieceMaker(tokenizer, prefix, settings.stop, end_ids, top))
+        return
     prefix, cache, logits = prefill(network, prompt)
     for choice in range(settings.n):
         own = cache if choice == settings.n - 1 else copy.deepcopy(cache)
         steps = decode(network, prefix, logits, own, settings, end_ids=end_ids, choice=choice)
-        yield _pieces(steps, tokenizer, prefix, settings.stop, end_ids, top)
+        yield _pieces(steps, PieceMaker(tokenizer, prefix, settings.stop, end_ids, top))
 
 
-def _pieces(
-    steps: Iterable[Step],
-    tokenizer: Tokenizer,
-    prefix: Sequence[int],
-    stop: tuple[str, ...],
-    end_ids: frozenset[int],
-    top: int,
-) -> Iterator[Piece]:
-    decoder = tokenizer.stream()
-    for token in prefix[-8:]:  # decoders treat the first token of a text apart, and ours is not the first
-        decoder.push(token)
-    decoder.finish()
-    watch = _StopWatch(stop)
-    for step in steps:
-        text = "" if step.id in end_ids else decoder.push(step.id)
+class PieceMaker:
+    """Turns the steps of one completion into pieces of text; `ended` after the piece that ends it."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prefix: Sequence[int], stop: tuple[str, ...], end_ids: frozenset[int], top: int
+    ) -> None:
+        self._tokenizer, self._end_ids, self._top = tokenizer, end_ids, top
+        self._decoder, self._watch = tokenizer.stream(), _StopWatch(stop)
+        for token in prefix[-8:]:  # decoders treat the first token of a text apart, and ours is not the first
+            self._decoder.push(token)
+        self._decoder.finish()
+        self.ended = False
+
+    def push(self, step: Step) -> Piece:
+        """Return the piece that comes of `step`."""
+        text = "" if step.id in self._end_ids else self._decoder.push(step.id)
         if step.finish_reason is not None:
-            text += decoder.finish()
-        shown = watch.push(text)
-        reason = "stop" if watch.stopped else step.finish_reason
-        if reason is not None and not watch.stopped:
-            shown += watch.held
-        yield Piece(shown, step.id, step.log_prob, _alternatives(step, tokenizer, top), reason)
-        if reason is not None:
+            text += self._decoder.finish()
+        shown = self._watch.push(text)
+        reason = "stop" if self._watch.stopped else step.finish_reason
+        if reason is not None and not self._watch.stopped:
+            shown += self._watch.held
+        self.ended = reason is not None
+        return Piece(shown, step.id, step.log_prob, _alternatives(step, self._tokenizer, self._top), reason)
+
+
+def _pieces(steps: Iterable[Step], maker: PieceMaker) -> Iterator[Piece]:
+    for step in steps:
+        yield maker.push(step)
+        if maker.ended:
             return
 
 

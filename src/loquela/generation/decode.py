@@ -1,11 +1,16 @@
-"""The decode loop: token ids in, token ids out, one at a time."""
+"""The decode loop: token ids in, token ids out, one at a time.
+
+The loop has one schedule, whoever runs it: a prompt is read in pieces that end at multiples of `CHUNK`, then come single
+tokens. The same products of the same shapes are so computed for a text alone, among others, or after a cache that was
+kept, and the same bits come out; a scheduler that serves many keeps to it (`loquela.engine.scheduler`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +21,35 @@ from loquela.generation.sampling import GenerationSettings, choose, distribution
 from loquela.layers.cache import Cache
 from loquela.models.base import Network
 
-__all__ = ["FinishReason", "Step", "decode", "evaluating", "generate_ids", "log_probability", "prefill"]
+__all__ = [
+    "CHUNK",
+    "FinishReason",
+    "Guide",
+    "Step",
+    "Writer",
+    "check_room",
+    "decode",
+    "evaluating",
+    "generate_ids",
+    "log_probability",
+    "prefill",
+    "spans",
+]
+
+CHUNK = 128
+"""Positions of a prompt that are read together. Longer: others wait longer; shorter: the products are less efficient."""
 
 FinishReason = Literal["stop", "length"]
+
+
+class Guide(Protocol):
+    """What a text must become, as it grows; see `loquela.generation.constrain`."""
+
+    def allow(self, logits: Logits) -> Logits:
+        """Return `logits` (vocab,) with -inf where a token would lead astray."""
+
+    def take(self, token: int) -> bool:
+        """Go on by the token that was chosen; return whether the text is whole and nothing may follow."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +72,7 @@ def generate_ids(
     end_ids: frozenset[int] = frozenset(),
     cache: Cache | None = None,
     choice: int = 0,
+    guide: Guide | None = None,
 ) -> Iterator[Step]:
     """Continue `prompt` (at least one id) until an end token, `max_new_tokens` or the end of the context window.
 
@@ -49,7 +81,7 @@ def generate_ids(
     one prompt. Raises `ContextWindowError` for a prompt that leaves no room.
     """
     prefix, cache, logits = prefill(network, prompt, cache)
-    yield from decode(network, prefix, logits, cache, settings, end_ids=end_ids, choice=choice)
+    yield from decode(network, prefix, logits, cache, settings, end_ids=end_ids, choice=choice, guide=guide)
 
 
 def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None) -> tuple[Sequence[int], Cache, Logits]:
@@ -58,11 +90,7 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
     Returns the tokens that the completion follows (the prompt, or the start token of an encoder-decoder), the cache
     that holds them, and the logits (vocab,) of the token after them.
     """
-    if len(prompt) >= network.context_length:
-        raise ContextWindowError(
-            f"the prompt must leave room for a token in the context window of {network.context_length} tokens, "
-            f"but has {len(prompt)}: shorten it, or let it be truncated"
-        )
+    check_room(network, prompt)
     held = 0 if cache is None else cache.length
     if held >= len(prompt):
         raise UsageError(f"the prompt must go on after the {held} tokens of the cache, but has {len(prompt)}")
@@ -71,7 +99,26 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
         with evaluating(network):
             cache, first = network.start(torch.tensor([prompt], device=next(network.parameters()).device))
         prefix = first[0].tolist()
-    return prefix, cache, _advance(network, prefix[held:], cache)
+    for start, end in spans(held, len(prefix)):
+        hidden = _read(network, prefix[start:end], cache)
+    return prefix, cache, _logits(network, hidden)
+
+
+def check_room(network: Network, prompt: Sequence[int]) -> None:
+    """Raise `ContextWindowError` for a prompt that leaves no room for a token in the context window."""
+    if len(prompt) >= network.context_length:
+        raise ContextWindowError(
+            f"the prompt must leave room for a token in the context window of {network.context_length} tokens, "
+            f"but has {len(prompt)}: shorten it, or let it be truncated"
+        )
+
+
+def spans(held: int, length: int) -> Iterator[tuple[int, int]]:
+    """Cut the positions from `held` to `length` at the multiples of `CHUNK`."""
+    while held < length:
+        end = min(length, (held // CHUNK + 1) * CHUNK)
+        yield held, end
+        held = end
 
 
 def decode(
@@ -83,19 +130,51 @@ def decode(
     *,
     end_ids: frozenset[int] = frozenset(),
     choice: int = 0,
+    guide: Guide | None = None,
 ) -> Iterator[Step]:
     """The loop after `prefill`; `cache` holds the whole prefix and is extended in place."""
-    completion: list[int] = []
-    room = min(settings.max_new_tokens, network.context_length - len(prefix))
-    for position in range(room):
-        probabilities = distribution(logits, History(prefix, completion), settings)
-        token = choose(probabilities, uniform(settings.seed, choice, position))
-        completion.append(token)
-        reason: FinishReason | None = "stop" if token in end_ids else "length" if position + 1 == room else None
-        yield Step(token, log_probability(logits, token), logits, reason)
-        if reason is not None:
-            return
-        logits = _advance(network, [token], cache)
+    writer = Writer(prefix, settings, network.context_length, end_ids=end_ids, choice=choice, guide=guide)
+    while writer.going:
+        step = writer.take(logits)
+        yield step
+        if writer.going:
+            logits = _logits(network, _read(network, [step.id], cache))
+
+
+class Writer:
+    """One completion as it grows: takes the logits of its next token, gives the token.
+
+    `going` says whether another one is to come.
+    """
+
+    def __init__(
+        self,
+        prefix: Sequence[int],
+        settings: GenerationSettings,
+        context_length: int,
+        *,
+        end_ids: frozenset[int] = frozenset(),
+        choice: int = 0,
+        guide: Guide | None = None,
+    ) -> None:
+        self.prefix, self.settings, self.end_ids, self.choice, self.guide = prefix, settings, end_ids, choice, guide
+        self.room = min(settings.max_new_tokens, context_length - len(prefix))
+        self.completion: list[int] = []
+        self.going = self.room > 0
+
+    def take(self, logits: Logits) -> Step:
+        """Choose the next token from the model's logits (vocab,)."""
+        position = len(self.completion)
+        last = position + 1 == self.room
+        allowed = logits if self.guide is None else self.guide.allow(logits)
+        history = History(self.prefix, self.completion, self.end_ids, last)
+        probabilities = distribution(allowed, history, self.settings)
+        token = choose(probabilities, uniform(self.settings.seed, self.choice, position))
+        self.completion.append(token)
+        whole = self.guide is not None and self.guide.take(token)
+        reason: FinishReason | None = "stop" if whole or token in self.end_ids else "length" if last else None
+        self.going = reason is None
+        return Step(token, log_probability(logits, token), logits, reason)
 
 
 def log_probability(logits: Logits, token: int) -> float:
@@ -104,11 +183,15 @@ def log_probability(logits: Logits, token: int) -> float:
     return float(logits[token] - maximum - np.log(np.exp(logits - maximum).sum()))
 
 
-def _advance(network: Network, tokens: Sequence[int], cache: Cache) -> Logits:
+def _read(network: Network, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
     with evaluating(network):
         device = next(network.parameters()).device
-        hidden = network.hidden(torch.tensor([tokens], device=device), cache=cache)
-        logits: Logits = network.head(hidden[0, -1]).double().cpu().numpy()  # the head sees one position, not all
+        return network.hidden(torch.tensor([tokens], device=device), cache=cache)[0, -1]
+
+
+def _logits(network: Network, hidden: torch.Tensor) -> Logits:
+    with evaluating(network):
+        logits: Logits = network.head(hidden).double().cpu().numpy()  # the head sees one position, not all
     return logits
 
 

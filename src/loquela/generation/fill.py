@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from loquela.errors import ContextWindowError, DataError, TokenizerError, UsageError
+from loquela.generation.completion import Alternative, Completion, Piece, Usage
 from loquela.generation.decode import evaluating
 from loquela.models.base import Network
 from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Candidate", "Filling", "fill"]
+__all__ = ["fill"]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A token for a mask, and its probability."""
+def fill(network: Network, tokenizer: Tokenizer, text: str, *, top: int = 5) -> Completion:
+    """Put the most probable token for every mask token (`[MASK]`, `<mask>`) of `text`, each by itself, in one look.
 
-    id: int
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Filling:
-    """The candidates of each mask of a text, most probable first, and the text with the first of each."""
-
-    text: str
-    masks: tuple[tuple[Candidate, ...], ...]
-
-
-def fill(network: Network, tokenizer: Tokenizer, text: str, *, top: int = 5) -> Filling:
-    """Return the `top` tokens for every mask token in `text` (`[MASK]`, `<mask>`), each by itself, in one look.
-
-    Raises `UsageError` for a network that does not fill masks, `DataError` for a text without a mask.
+    The completion's text is the whole text, filled; its tokens are those of the masks, with `top` alternatives each.
+    Raises `UsageError` for a network that does not fill masks, `DataError` for a text without a mask,
+    `ContextWindowError` for one that is too long.
     """
     if not isinstance(network, EncoderOnly) or network.task != "fill-mask":
         raise UsageError(
@@ -53,10 +37,11 @@ def fill(network: Network, tokenizer: Tokenizer, text: str, *, top: int = 5) -> 
         )
     with evaluating(network):
         hidden = network.hidden(torch.tensor([ids], device=next(network.parameters()).device))
-        probabilities = network.head(hidden[0, where]).double().softmax(-1)  # (masks, vocab)
-    best = probabilities.topk(min(top, network.vocab_size))
-    masks = []
+        log_probs = network.head(hidden[0, where]).double().log_softmax(-1)  # (masks, vocab)
+    best = log_probs.topk(min(max(top, 1), network.vocab_size))
+    pieces = []
     for position, tokens, values in zip(where, best.indices.tolist(), best.values.tolist(), strict=True):
-        masks.append(tuple(Candidate(t, tokenizer.decode([t]), p) for t, p in zip(tokens, values, strict=True)))
+        found = [Alternative(t, tokenizer.decode([t]), value) for t, value in zip(tokens, values, strict=True)]
         ids[position] = tokens[0]
-    return Filling(tokenizer.decode(ids), tuple(masks))
+        pieces.append(Piece(found[0].text, found[0].id, found[0].log_prob, tuple(found[:top]), None))
+    return Completion(tokenizer.decode(ids), tuple(pieces), "stop", Usage(len(ids), len(where)))

@@ -32,6 +32,15 @@ class History:
 
     prompt: Sequence[int] = ()
     completion: Sequence[int] = ()
+    end_ids: frozenset[int] = frozenset()
+    """The tokens that end a completion."""
+    last: bool = False
+    """Whether there is room for this token only."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and completion."""
+        return [*self.prompt, *self.completion]
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Rule:
     setting: Setting
     off: Any
     apply: Callable[[Logits, Any, History], Logits]
+    samples: bool = False
+    """Whether it shapes the draw of a token, and so has no place where none is drawn (greedy, beam search)."""
 
 
 RULES: dict[str, Rule] = {}
@@ -48,13 +59,19 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(
-    *, default: Any, off: Any, help: str, minimum: float = -math.inf, maximum: float = math.inf
+    *,
+    default: Any,
+    off: Any,
+    help: str,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    samples: bool = False,
 ) -> Callable[[Callable[[Logits, Any, History], Logits]], Callable[[Logits, Any, History], Logits]]:
     """Declare the decorated function as the rule of the setting that has its name."""
 
     def declare(apply: Callable[[Logits, Any, History], Logits]) -> Callable[[Logits, Any, History], Logits]:
         name = apply.__name__
-        RULES[name] = Rule(Setting(name, type(default), default, help, minimum, maximum), off, apply)
+        RULES[name] = Rule(Setting(name, type(default), default, help, minimum, maximum), off, apply, samples)
         return apply
 
     return declare
@@ -91,7 +108,7 @@ def _keep(logits: Logits, count: int) -> Logits:
 @rule(default=1.0, off=1.0, minimum=0.01, help="Above 1, what stands in prompt or completion is less likely.")
 def repetition_penalty(logits: Logits, penalty: float, history: History) -> Logits:
     """Positive logits of tokens already said are divided by `penalty`, negative ones multiplied (CTRL, 1909.05858)."""
-    said = np.unique(np.array([*history.prompt, *history.completion], dtype=np.intp))
+    said = np.unique(np.array(history.ids, dtype=np.intp))
     logits = logits.copy()
     logits[said] = np.where(logits[said] > 0, logits[said] / penalty, logits[said] * penalty)
     return logits
@@ -122,7 +139,57 @@ def logit_bias(logits: Logits, biases: Mapping[int, float], history: History) ->
     return logits
 
 
-@rule(default=0.8, off=1.0, minimum=0, help="Below 1 the probable becomes more probable; 0 is greedy.")
+def _without(logits: Logits, tokens: Sequence[int]) -> Logits:
+    kept: Logits = logits.copy()
+    kept[[token for token in tokens if token < len(kept)]] = -np.inf
+    return kept
+
+
+def _only(logits: Logits, token: int) -> Logits:
+    """Logits of a token that is certain; raises `UsageError` for one that the vocabulary does not have."""
+    if token >= len(logits):
+        raise UsageError(f"a forced token must be below the vocabulary's {len(logits)}, but is {token}")
+    forced: Logits = np.full_like(logits, -np.inf)
+    forced[token] = 0.0
+    return forced
+
+
+@rule(default=0, off=0, minimum=0, help="Let no run of N tokens come twice; 0 lets it.")
+def no_repeat_ngram_size(logits: Logits, size: int, history: History) -> Logits:
+    """Remove every token that would end a run of `size` tokens that prompt and completion have had (1705.04304)."""
+    ids = history.ids
+    if len(ids) + 1 < size:
+        return logits
+    begun = ids[len(ids) - size + 1 :]
+    return _without(logits, [ids[i + size - 1] for i in range(len(ids) - size + 1) if ids[i : i + size - 1] == begun])
+
+
+@rule(default=[], off=[], help="Never say these token ids, nor those in a row: [[ID, …], …].")
+def bad_words_ids(logits: Logits, words: Sequence[Sequence[int]], history: History) -> Logits:
+    """Remove the last token of each word (a list of ids) whose other tokens have just been said."""
+    ids = history.ids
+    return _without(logits, [last for *begun, last in words if ids[len(ids) - len(begun) :] == begun])
+
+
+@rule(default=0, off=0, minimum=0, help="No end before prompt (or a target's start) and completion have N tokens.")
+def min_length(logits: Logits, length: int, history: History) -> Logits:
+    """Remove the end tokens until prompt and completion have `length` tokens."""
+    return logits if len(history.ids) >= length else _without(logits, sorted(history.end_ids))
+
+
+@rule(default=-1, off=-1, minimum=-1, help="Begin with this token, such as a translation's language; -1: with any.")
+def forced_bos_token_id(logits: Logits, token: int, history: History) -> Logits:
+    """Leave only `token` at the beginning of a completion."""
+    return logits if history.completion else _only(logits, token)
+
+
+@rule(default=-1, off=-1, minimum=-1, help="End with this token where no more fit; -1: with any.")
+def forced_eos_token_id(logits: Logits, token: int, history: History) -> Logits:
+    """Leave only `token` for the last place."""
+    return _only(logits, token) if history.last else logits
+
+
+@rule(default=0.8, off=1.0, minimum=0, samples=True, help="Below 1 the probable becomes more probable; 0 is greedy.")
 def temperature(logits: Logits, degrees: float, history: History) -> Logits:
     """Divide by the temperature; its limit 0 leaves the most probable token alone."""
     if degrees == 0:
@@ -132,13 +199,20 @@ def temperature(logits: Logits, degrees: float, history: History) -> Logits:
     return scaled
 
 
-@rule(default=25, off=0, minimum=0, help="Keep the K most probable tokens; 0 keeps all.")
+@rule(default=25, off=0, minimum=0, samples=True, help="Keep the K most probable tokens; 0 keeps all.")
 def top_k(logits: Logits, k: int, history: History) -> Logits:
     """Keep exactly the `k` most probable tokens (arXiv:1805.04833); of equal ones those with the lowest ids."""
     return _keep(logits, k)
 
 
-@rule(default=1.0, off=1.0, minimum=0, maximum=1, help="Keep the smallest set of tokens whose probability reaches P.")
+@rule(
+    default=1.0,
+    off=1.0,
+    minimum=0,
+    maximum=1,
+    samples=True,
+    help="Keep the smallest set of tokens whose probability reaches P.",
+)
 def top_p(logits: Logits, p: float, history: History) -> Logits:
     """Keep the smallest set of most probable tokens whose probability reaches `p`, at least one (arXiv:1904.09751)."""
     reached = np.cumsum(np.sort(softmax(logits))[::-1])
@@ -146,7 +220,14 @@ def top_p(logits: Logits, p: float, history: History) -> Logits:
     return _keep(logits, int(np.searchsorted(reached, p - 1e-12)) + 1)
 
 
-@rule(default=0.0, off=0.0, minimum=0, maximum=1, help="Remove tokens less probable than this share of the likeliest.")
+@rule(
+    default=0.0,
+    off=0.0,
+    minimum=0,
+    maximum=1,
+    samples=True,
+    help="Remove tokens less probable than this share of the likeliest.",
+)
 def min_p(logits: Logits, share: float, history: History) -> Logits:
     """Remove tokens whose probability is below `share` times that of the most probable (arXiv:2407.01082)."""
     return np.where(logits >= logits.max() + math.log(share), logits, -np.inf)

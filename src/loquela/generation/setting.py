@@ -15,7 +15,7 @@ __all__ = ["Setting"]
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting. `kind` is int, float, bool, tuple (of strings) or dict (token id → number).
+    """A setting. `kind` is int, float, bool, tuple (of strings), list (of lists of token ids) or dict (id → number).
 
     The range binds numbers, and the numbers in a dict.
     """
@@ -35,6 +35,12 @@ class Setting:
             if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
                 raise wrong
             return tuple(value)
+        if self.kind is list:
+            if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) and row for row in value):
+                raise wrong
+            if not all(type(token) is int and token >= 0 for row in value for token in row):
+                raise wrong
+            return [list(row) for row in value]
         if self.kind is dict:
             if not isinstance(value, Mapping) or not all(self._is_number(bias) for bias in value.values()):
                 raise wrong
@@ -52,7 +58,7 @@ class Setting:
     def parse(self, text: str) -> Any:
         """Read the value from what a person typed; raises `UsageError`.
 
-        A list of strings is JSON, or separated by commas; a table is JSON.
+        A list of strings is JSON, or separated by commas; a table and a list of lists are JSON.
         """
         try:
             if self.kind in (int, float):
@@ -78,5 +84,6 @@ class Setting:
             float: f"a number{span}",
             bool: "true or false",
             tuple: "a list of strings, none of them empty",
+            list: "a list of lists of token ids, none of them empty",
             dict: f"a table of token ids and numbers{span}",
         }[self.kind]

@@ -9,7 +9,7 @@ from loquela.errors import UsageError, nearest
 from loquela.generation.rules import RULES
 from loquela.generation.setting import Setting
 
-__all__ = ["SETTINGS", "GenerationSettings", "known_settings"]
+__all__ = ["BEAMS", "DRAWING", "SETTINGS", "GenerationSettings", "known_settings"]
 
 _LOOP = (
     Setting("max_new_tokens", int, 200, "Stop after this many new tokens.", 0),
@@ -17,17 +17,24 @@ _LOOP = (
     Setting("stop", tuple, (), "Stop before this text; may be given several times."),
     Setting("seed", int, 0, "The same seed gives the same text."),
     Setting("n", int, 1, "How many completions of each prompt.", 1),
+    Setting("num_beams", int, 1, "Beam search with so many beams; 1 takes token after token.", 1),
+    Setting("length_penalty", float, 1.0, "Beam search divides a score by its length to this power; above 0: longer."),
+    Setting("early_stopping", bool, False, "Beam search ends when it has num_beams whole texts."),
     Setting("sampler_order", tuple, tuple(RULES), "Rules that change places, as in top_k,temperature."),
 )
 SETTINGS: dict[str, Setting] = {s.name: s for s in (*_LOOP, *(rule.setting for rule in RULES.values()))}
 """Every setting by name: those of the loop, then those of the sampling rules."""
+DRAWING = ("do_sample", *(name for name, rule in RULES.items() if rule.samples))
+"""Settings that shape a draw, and so have no place in beam search."""
+BEAMS = ("length_penalty", "early_stopping")
+"""Settings of beam search, and so without effect where `num_beams` is 1."""
 
 
 class GenerationSettings:
     """Values of all settings; what is not given has its default. Immutable; each setting is an attribute.
 
-    Raises `UsageError`, one line, for an unknown name, a value out of range, or a temperature beside
-    `do_sample=False`, where it would have no effect.
+    Raises `UsageError`, one line, for an unknown name, a value out of range, or a setting without effect: a temperature
+    beside `do_sample=False`, one of `DRAWING` beside `num_beams`, one of `BEAMS` without.
     """
 
     max_new_tokens: int
@@ -35,6 +42,9 @@ class GenerationSettings:
     stop: tuple[str, ...]
     seed: int
     n: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool
     sampler_order: tuple[str, ...]
     """Every rule, in the order in which they are applied."""
     _given: dict[str, Any]
@@ -44,6 +54,10 @@ class GenerationSettings:
             if name not in SETTINGS:
                 raise UsageError(f"there is no generation setting {name!r}{nearest(name, SETTINGS)}")
         values = {name: setting.check(given.get(name, setting.default)) for name, setting in SETTINGS.items()}
+        if values["num_beams"] > 1:
+            values["do_sample"] = _beams(values, given)
+        elif void := [name for name in BEAMS if given.get(name)]:
+            raise UsageError(f"{' and '.join(void)} shape beam search, so num_beams must be above 1, but is 1")
         if not values["do_sample"]:
             if given.get("temperature", 0) != 0:
                 raise UsageError(
@@ -80,6 +94,16 @@ class GenerationSettings:
 def known_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Pick the settings out of a generation_config.json, which also holds much else; null means not given."""
     return {name: value for name, value in values.items() if name in SETTINGS and value is not None}
+
+
+def _beams(values: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Check what stands beside `num_beams`; return `do_sample`."""
+    beams = values["num_beams"]
+    if drawing := [name for name in DRAWING if given.get(name)]:
+        raise UsageError(f"num_beams={beams} draws nothing, so {', '.join(drawing)} must be left out")
+    if values["n"] > beams:
+        raise UsageError(f"n must be at most num_beams, which is {beams}, but is {values['n']}")
+    return False
 
 
 def _order(named: tuple[str, ...]) -> tuple[str, ...]:

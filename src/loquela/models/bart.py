@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from loquela.errors import ConfigError
 from loquela.layers.embedding import InputEmbedding
 from loquela.layers.norms import LayerNorm
 from loquela.layers.positions import LearnedPositions
@@ -50,6 +51,14 @@ class BartConfig(TransformerConfig):
     init_std: float = 0.02
     scale_embedding: bool = False
     decoder_start_token_id: int | None = 2
+
+    def check(self) -> None:
+        """One matrix must serve both embeddings and the head."""
+        super().check()
+        if not self.tie_word_embeddings:
+            raise ConfigError(
+                f"tie_word_embeddings must be true in {self.model_type}, for source, target and head, but is false"
+            )
 
 
 class Bart(Transformer):
