@@ -95,13 +95,12 @@ class Gemma2Config(RotaryDecoderConfig):
         written = super().to_dict()
         return written | {"hidden_activation": written.pop("hidden_act")}
 
-    def check(self) -> None:
+    def complete(self) -> None:
         """Write out what each layer is; scales must be numbers."""
         if self.layer_types is None:
             self.layer_types = [
                 "full_attention" if layer % 2 else "sliding_attention" for layer in range(self.num_hidden_layers)
             ]
-        super().check()
         for key in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"):
             if getattr(self, key) is not None:
                 number(key, getattr(self, key))

@@ -28,11 +28,11 @@ class Gemma3TextConfig(Gemma2Config):
 
     model_type: ClassVar[str] = "gemma3_text"
     hf_architecture: ClassVar[str] = "Gemma3ForCausalLM"
-    fixed: ClassVar[dict[str, tuple[Any, ...]]] = {**Gemma2Config.fixed, "attn_logit_softcapping": (None,)}
 
     vocab_size: int = 262208
     max_position_embeddings: int = 131072
-    attn_logit_softcapping: None = None
+    sliding_window_pattern: int = 6
+    attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
 
     @classmethod
@@ -41,14 +41,23 @@ class Gemma3TextConfig(Gemma2Config):
         raw = dict(raw)
         patterns = [raw.pop(key, None) for key in ("sliding_window_pattern", "_sliding_window_pattern")]
         pattern = next((given for given in patterns if given is not None), 6)
-        if type(pattern) is not int or pattern < 1:
-            raise ConfigError(f"sliding_window_pattern must be a positive whole number, but is {pattern!r}")
-        if raw.get("layer_types") is None:
-            layers = raw.get("num_hidden_layers", cls.num_hidden_layers)
-            raw["layer_types"] = [
-                "sliding_attention" if (layer + 1) % pattern else "full_attention" for layer in range(layers)
+        by_kind = _by_kind(raw)
+        return super().from_dict({**raw, "rope_parameters": by_kind, "sliding_window_pattern": pattern})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Leave out the pattern, which `layer_types` spells out."""
+        return {key: value for key, value in super().to_dict().items() if key != "sliding_window_pattern"}
+
+    def complete(self) -> None:
+        """Write out what each layer is. QK-norm has taken the place of the soft cap on scores."""
+        if self.layer_types is None:
+            self.layer_types = [
+                "sliding_attention" if (layer + 1) % self.sliding_window_pattern else "full_attention"
+                for layer in range(self.num_hidden_layers)
             ]
-        return super().from_dict(raw | {"rope_parameters": _by_kind(raw)})
+        super().complete()
+        if self.attn_logit_softcapping is not None:
+            raise ConfigError(f"attn_logit_softcapping must be null, but is {self.attn_logit_softcapping!r}")
 
     def rope_as_before(self) -> dict[str, Any]:  # noqa: D102
         everywhere = rope.spelled_as_before(self.rope_parameters["full_attention"])

@@ -26,16 +26,16 @@ class Qwen2Config(RotaryDecoderConfig):
     max_window_layers: int | None = 28
     layer_types: list[str] | None = None
 
-    def check(self) -> None:
+    def complete(self) -> None:
         """Write out what each layer is."""
         if not self.use_sliding_window:
             self.sliding_window = None
         if self.layer_types is None:
-            first = self.num_hidden_layers if self.sliding_window is None else self.max_window_layers or 0
+            windowed = self.sliding_window is not None
+            first = self.whole_number("max_window_layers", least=0) if windowed else self.num_hidden_layers
             self.layer_types = [
                 "sliding_attention" if layer >= first else "full_attention" for layer in range(self.num_hidden_layers)
             ]
-        super().check()
 
     def windows(self) -> list[int | None]:  # noqa: D102
         return self.windows_by_type(self.layer_types, self.sliding_window)

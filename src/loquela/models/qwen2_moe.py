@@ -37,11 +37,12 @@ class QwenMoeConfig(RotaryDecoderConfig):
     moe_intermediate_size: int = 1408
     norm_topk_prob: bool = False
 
-    def check(self) -> None:
+    def complete(self) -> None:
         """A window that is not used is none; there must be as many experts as a token uses."""
         if not self.use_sliding_window:
             self.sliding_window = None
-        super().check()
+        if not isinstance(self.mlp_only_layers, list | None):
+            raise ConfigError(f"mlp_only_layers must be a list of layers, but is {self.mlp_only_layers!r}")
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok must be at most num_experts, {self.num_experts}, but is "
@@ -93,15 +94,15 @@ class Qwen2MoeConfig(QwenMoeConfig):
     max_window_layers: int | None = 28
     layer_types: list[str] | None = None
 
-    def check(self) -> None:
+    def complete(self) -> None:
         """Write out what each layer is."""
+        super().complete()
         if self.layer_types is None:
-            last = (self.max_window_layers or 0) if self.use_sliding_window else 0
+            last = self.whole_number("max_window_layers", least=0) if self.sliding_window is not None else 0
             self.layer_types = [
                 "full_attention" if layer % 2 or layer >= last else "sliding_attention"
                 for layer in range(self.num_hidden_layers)
             ]
-        super().check()
 
     def windows(self) -> list[int | None]:  # noqa: D102
         return self.windows_by_type(self.layer_types, self.sliding_window)

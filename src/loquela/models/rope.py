@@ -49,8 +49,9 @@ def joined(raw: Mapping[str, Any]) -> dict[str, Any]:
         if kind is not None:
             given.setdefault("rope_type", kind)
         for key, value in given.items():
-            if merged.setdefault(key, value) != value:
+            if key in merged and merged[key] != value:
                 raise ConfigError(f"{key} must be the same wherever it is given, but is {merged[key]!r} and {value!r}")
+            merged[key] = value
     return {**raw, "rope_parameters": merged}
 
 

@@ -6,7 +6,7 @@ Token embedding, blocks, a norm, a head; rotary positions turn queries and keys 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from loquela.models import rope
 from loquela.models.base import Config, Network, Rename
 
 __all__ = ["RotaryDecoder", "RotaryDecoderConfig"]
+
+_MOST_LAYERS = 10_000  # more in a config is a mistake, or meant to fill the memory
 
 
 @dataclass
@@ -58,21 +60,42 @@ class RotaryDecoderConfig(Config):
 
     def check(self) -> None:
         """Fill in what follows from other fields; refuse what the bricks do not do."""
+        super().check()
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.must_divide("hidden_size", "num_attention_heads")
             self.head_dim = self.hidden_size // self.num_attention_heads
-        super().check()
+        self.whole_number("num_key_value_heads")
+        self.whole_number("head_dim")
         self.must_divide("num_attention_heads", "num_key_value_heads")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, but is {self.head_dim}")
-        if self.hidden_act not in ACTIVATIONS:
+        if self.num_hidden_layers > _MOST_LAYERS:
+            raise ConfigError(f"num_hidden_layers must be at most {_MOST_LAYERS}, but is {self.num_hidden_layers}")
+        if self.hidden_act not in list(ACTIVATIONS):
             raise ConfigError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, but is {self.hidden_act!r}")
+        rope.number("rms_norm_eps", self.rms_norm_eps)
+        if not isinstance(self.attention_dropout, int | float) or not 0 <= self.attention_dropout < 1:
+            raise ConfigError(f"attention_dropout must be a share from 0 to below 1, but is {self.attention_dropout!r}")
+        for setting in fields(self):
+            if setting.type == "bool" and not isinstance(value := getattr(self, setting.name), bool):
+                raise ConfigError(f"{setting.name} must be true or false, but is {value!r}")
+        self.complete()
         self.check_rope()
         for window in self.windows():
             if window is not None and (type(window) is not int or window < 1):
                 raise ConfigError(f"sliding_window must be a positive whole number, but is {window!r}")
+
+    def complete(self) -> None:
+        """Fill in what an architecture derives from other fields; those are checked by then."""
+
+    def whole_number(self, key: str, *, least: int = 1) -> int:
+        """Return field `key`; raises `ConfigError` unless it is a whole number of at least `least`."""
+        value = getattr(self, key)
+        if type(value) is not int or not least <= value < 2**31:
+            raise ConfigError(f"{key} must be a whole number of at least {least}, but is {value!r}")
+        return value
 
     def check_rope(self) -> None:
         """Complete the rotary settings."""

@@ -36,23 +36,21 @@ class SmolLM3Config(LlamaConfig):
     sliding_window: int | None = None
     layer_types: list[str] | None = None
 
-    def check(self) -> None:
+    def complete(self) -> None:
         """Write out what each layer is: where a sliding window is used, the layers without positions have it."""
         layers = self.num_hidden_layers
         if self.no_rope_layers is None:
             self.no_rope_layers = [int((layer + 1) % self.no_rope_layer_interval != 0) for layer in range(layers)]
-        if len(self.no_rope_layers) < layers or not all(rotates in (0, 1) for rotates in self.no_rope_layers):
-            raise ConfigError(
-                f"no_rope_layers must be 0 or 1 for each of {layers} hidden layers, but is {self.no_rope_layers}"
-            )
+        rotating = self.no_rope_layers
+        if not isinstance(rotating, list) or len(rotating) < layers or not all(r in (0, 1) for r in rotating):
+            raise ConfigError(f"no_rope_layers must be 0 or 1 for each of {layers} hidden layers, but is {rotating!r}")
         if not self.use_sliding_window:
             self.sliding_window = None
         if self.layer_types is None:
             self.layer_types = [
                 "full_attention" if rotates or self.sliding_window is None else "sliding_attention"
-                for rotates in self.no_rope_layers[:layers]
+                for rotates in rotating[:layers]
             ]
-        super().check()
 
     def windows(self) -> list[int | None]:  # noqa: D102
         return self.windows_by_type(self.layer_types, self.sliding_window)
