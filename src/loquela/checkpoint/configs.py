@@ -17,7 +17,7 @@ __all__ = ["NONSENSE", "read_config"]
 
 NONSENSE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What Python and torch raise where values of a config contradict each other in a way that nobody thought of."""
-MAX_COUNT = 100_000
+MAX_COUNT = 10_000
 _COUNTED = ("layer", "head", "expert")
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {

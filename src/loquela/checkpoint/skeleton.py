@@ -16,8 +16,8 @@ from loquela.models.base import Config, Network, architecture
 
 __all__ = ["skeleton"]
 
-MAX_PARAMETERS = 200_000
-"""Tensors that a network of any sense may have: a thousand layers with a hundred experts each are half of it."""
+MAX_PARAMETERS = 20_000
+"""Tensors that a network may have which is only measured: two thousand layers."""
 _MAX_ROWS = 1 << 24
 
 

@@ -119,7 +119,8 @@ def shown(value: Any) -> str:
 
 
 def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if len(flat) else b""  # torch cannot see nothing as bytes
 
 
 def _read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
