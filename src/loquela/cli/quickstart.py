@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loquela.cli.output import console, note, print_json
+from loquela.cli.threads import share_cores
 from loquela.errors import UsageError
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -34,6 +35,7 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
 ) -> None:
     """Train a model on a text in about a minute, then talk to it. A second call goes straight to the talk."""
+    share_cores()
     from loquela.cli.progress import TrainingView, curve
     from loquela.training.log import read_rows
     from loquela.training.quickstart import recipe_for

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from loquela.cli.output import console, print_json
+from loquela.cli.threads import share_cores
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -21,6 +22,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Train a model from a recipe. The same command goes on after an interruption."""
+    share_cores()
     from loquela.cli.progress import TrainingView, curve
     from loquela.training.log import read_rows
     from loquela.training.recipe import Recipe

@@ -26,6 +26,8 @@ _CHARACTERS_PER_TOKEN = 2
 
 WINDOW = 256
 """Tokens of the context window, where the text has enough of them: room for a prompt and a page of text."""
+LONG_ENOUGH = 12_000
+"""Characters from which a text has enough of them."""
 SHORT = 64
 """Tokens of a sample for most of the training. The last steps suffice to learn the long window."""
 
@@ -47,7 +49,7 @@ _TIERS = (
     _Tier(700_000, 1024, 1536, 370, 0.01),
     _Tier(150_000, 1024, 1536, 300, 0.01),
     _Tier(50_000, 1024, 1024, 150, 0.01),
-    _Tier(12_000, 1024, 512, 50, 0.005),
+    _Tier(LONG_ENOUGH, 1024, 512, 50, 0.005),
     _Tier(MINIMUM, 384, 512, 40, 0.005),
 )
 
@@ -64,9 +66,9 @@ def recipe_for(text: str | Path, output_dir: str | Path, *, encoding: str = "utf
             f"{characters}; give a longer one"
         )
     tier = next(t for t in _TIERS if characters >= t.characters)
-    enough = characters >= _TIERS[-2].characters
+    enough = characters >= LONG_ENOUGH
     block = WINDOW if enough else min(SHORT, characters // _CHARACTERS_PER_TOKEN // 8)
-    every = max(1, tier.steps // 4)
+    every = -(-tier.steps // 4)
     return Recipe.load(
         {
             "model": {
