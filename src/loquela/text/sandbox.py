@@ -26,14 +26,21 @@ OUTPUT_CHARACTERS = 1 << 22
 
 
 class _Generation(Extension):
-    """`{% generation %}` … `{% endgeneration %}` mark what the assistant wrote; it is rendered as usual."""
+    """`{% generation %}` … `{% endgeneration %}` mark what the assistant wrote; it is rendered as usual.
+
+    Where the request has variables `generation_begins` and `generation_ends`, they are written at its borders.
+    """
 
     tags = {"generation"}  # noqa: RUF012 — Jinja declares it so
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Give the marked statements back as they are."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        """Give the marked statements back, a variable before and after them."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begin, end = (
+            nodes.Output([nodes.Name(name, "load")], lineno=line) for name in ("generation_begins", "generation_ends")
+        )
+        return [begin, *body, end]
 
 
 def _raise_exception(message: str) -> NoReturn:
