@@ -72,6 +72,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "": {**ROTARY, **EXPERTS, "mlp_only_layers": [2]},
         "window": {**ROTARY, **EXPERTS, **WINDOW, "norm_topk_prob": True, "decoder_sparse_step": 2},
     },
+    "olmo2": {"": ROTARY, "biases": {**ROTARY, "attention_bias": True, "tie_word_embeddings": True}},
     "smollm3": {"": ROTARY, "window": {**ROTARY, **WINDOW, "no_rope_layers": [1, 0, 0, 1]}},
     "phi3": {
         "": {**ROTARY, "sliding_window": 7},
