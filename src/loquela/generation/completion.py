@@ -11,6 +11,7 @@ import torch
 
 from loquela.errors import TokenizerError, UsageError
 from loquela.generation.beam import beam_search, replay
+from loquela.generation.constrain import Constraint
 from loquela.generation.decode import FinishReason, Step, decode, log_probability, prefill
 from loquela.generation.rules import most_probable
 from loquela.generation.settings import GenerationSettings
@@ -96,15 +97,17 @@ def stream(
     *,
     top: int = 0,
     end_ids: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[Piece]:
     """Continue a prompt (text or ids), token by token; each piece carries its `top` most probable tokens.
 
-    `end_ids` end the text and are no part of it; None means the tokenizer's EOS.
+    `end_ids` end the text and are no part of it; None means the tokenizer's EOS. A `constraint` is what the text must
+    fit (`loquela.generation.constrain`).
     """
     if settings.n != 1:
         raise UsageError(f"a stream must be one completion, but n is {settings.n}")
     ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    return next(_streams(network, tokenizer, ids, settings, top, end_ids))
+    return next(_streams(network, tokenizer, ids, settings, top, end_ids, constraint))
 
 
 def complete(
@@ -115,9 +118,12 @@ def complete(
     *,
     top: int = 0,
     end_ids: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
 ) -> Completion:
     """Continue a prompt (text or ids) to its end; see `stream`."""
-    return choices(network, tokenizer, prompt, settings.replace(n=1), top=top, end_ids=end_ids)[0]
+    return choices(network, tokenizer, prompt, settings.replace(n=1), top=top, end_ids=end_ids, constraint=constraint)[
+        0
+    ]
 
 
 def choices(
@@ -128,11 +134,12 @@ def choices(
     *,
     top: int = 0,
     end_ids: frozenset[int] | None = None,
+    constraint: Constraint | None = None,
 ) -> list[Completion]:
     """Continue a prompt `settings.n` times; the prompt is computed once. The first is what `complete` gives."""
     ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     completions = []
-    for pieces in _streams(network, tokenizer, ids, settings, top, end_ids):
+    for pieces in _streams(network, tokenizer, ids, settings, top, end_ids, constraint):
         tokens = tuple(pieces)
         completions.append(
             Completion(
@@ -152,11 +159,14 @@ def _streams(
     settings: GenerationSettings,
     top: int,
     end_ids: frozenset[int] | None,
+    constraint: Constraint | None,
 ) -> Iterator[Iterator[Piece]]:
     """One stream for each of the `n` choices, each from its own copy of the cache that holds the prompt."""
     if end_ids is None:
         end_ids = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
     if settings.num_beams > 1:
+        if constraint is not None:
+            raise UsageError(f"a constraint needs num_beams=1, but it is {settings.num_beams}")
         for found in beam_search(network, torch.tensor([prompt]), settings, end_ids=end_ids)[0]:
             prefix, steps = replay(network, prompt, found.ids, end_ids=end_ids)
             yield _pieces(steps, PieceMaker(tokenizer, prefix, settings.stop, end_ids, top))
@@ -164,7 +174,8 @@ def _streams(
     prefix, cache, logits = prefill(network, prompt)
     for choice in range(settings.n):
         own = cache if choice == settings.n - 1 else copy.deepcopy(cache)
-        steps = decode(network, prefix, logits, own, settings, end_ids=end_ids, choice=choice)
+        guide = None if constraint is None else constraint.start()
+        steps = decode(network, prefix, logits, own, settings, end_ids=end_ids, choice=choice, guide=guide)
         yield _pieces(steps, PieceMaker(tokenizer, prefix, settings.stop, end_ids, top))
 
 

@@ -1,8 +1,8 @@
 """The decode loop: token ids in, token ids out, one at a time.
 
-The loop has one schedule, whoever runs it: a prompt is read in pieces that end at multiples of `CHUNK`, then come single
-tokens. The same products of the same shapes are so computed for a text alone, among others, or after a cache that was
-kept, and the same bits come out; a scheduler that serves many keeps to it (`loquela.engine.scheduler`).
+The loop has one schedule, whoever runs it: a prompt is read in pieces that end at multiples of `CHUNK`, then come
+single tokens. So the same products of the same shapes are computed for a text alone, among others, or after a cache
+that was kept, and the same bits come out; a scheduler that serves many keeps to it (`loquela.engine.scheduler`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CHUNK = 128
-"""Positions of a prompt that are read together. Longer: others wait longer; shorter: the products are less efficient."""
+"""Positions of a prompt that are read together. Longer: others wait longer; shorter: slower products."""
 
 FinishReason = Literal["stop", "length"]
 
