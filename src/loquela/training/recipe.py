@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loquela.data.corpora import resolve
 from loquela.data.objectives import OBJECTIVES
-from loquela.errors import RecipeError, nearest
+from loquela.errors import RecipeError
 from loquela.text.tokenizer import KINDS
+from loquela.training.recipe_file import leaves, one_of, override, read, unknown
 from loquela.training.schedules import SCHEDULES
 
 __all__ = ["Curriculum", "Muon", "Recipe", "Tokenizer"]
@@ -21,13 +21,12 @@ __all__ = ["Curriculum", "Muon", "Recipe", "Tokenizer"]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-_MAX_BYTES = 1 << 20
 
 FREE = frozenset(
     """output_dir overwrite_output_dir resume_from_checkpoint save_steps save_total_limit logging_steps sample_steps
-    sample_prompt report_to""".split()
+    sample_prompt report_to device parallel gradient_checkpointing""".split()
 )
-"""Keys that change nothing in the weights: a run may go on with other values of these."""
+"""Keys that change nothing in the weights (the last three: but for rounding): a run may go on with other values."""
 
 
 class _Strict(BaseModel):
@@ -109,6 +108,14 @@ class Recipe(_Strict):
         default=0, description="Steps of a rising rate; wins over warmup_ratio."
     )
     warmup_ratio: Fraction = Field(default=0.0, description="The same as a share of all steps.")
+    min_lr_rate: Fraction = Field(default=0.0, description="The share of the rate that the schedule comes down to.")
+    label_smoothing_factor: Fraction = Field(
+        default=0.0, description="Share of the target spread over the whole vocabulary."
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Keep a running mean of the weights, which is what is validated, sampled and saved in the end.",
+    )
 
     logging_steps: Count = Field(default=10, description="Rows of loss.csv: the mean loss of so many steps.")
     eval_steps: Count | None = Field(
@@ -121,23 +128,46 @@ class Recipe(_Strict):
     load_best_model_at_end: bool = Field(
         default=False, description="Keep the weights of the best validation, not the last."
     )
+    early_stopping_patience: Count | None = Field(
+        default=None, description="End after so many validations that were no better than the best."
+    )
+    spike_policy: Literal["none", "log", "skip", "rewind"] = Field(
+        default="none",
+        description="What to do when a loss leaps: say it, leave that update out, or go back to the last checkpoint "
+        "and pass over the samples since.",
+    )
+    spike_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=6.0, description="A leap is so many standard deviations above the running mean of the loss."
+    )
     sample_steps: Count | None = Field(default=None, description="Let the model write every so many steps.")
     sample_prompt: str | None = Field(
         default=None, description="What it goes on from; none: the start of the held-out text."
     )
-    report_to: Literal["none"] = Field(default="none", description="Further places to log to.")
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        default="none", description="A further place to log to; loss.csv and report.html are always written."
+    )
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Decides everything that is random.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="What is computed in; weights and optimizer stay float32."
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="float32",
+        description="What products are computed in where the hardware is fast at it, else float32; auto: bfloat16 if "
+        "so. Weights and optimizer stay float32.",
     )
+    device: str = Field(default="auto", description="cpu, cuda, or auto: a GPU where there is one.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="Several processes: each has the whole model (ddp), or a share of it (fsdp)."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Compute each layer again in the backward pass instead of keeping it: less memory."
+    )
+    torch_compile: bool = Field(default=False, description="Compile each layer first; pays for long runs.")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Recipe:
         for key, known in (("objective", OBJECTIVES), ("lr_scheduler_type", SCHEDULES)):
-            _one_of(key, getattr(self, key), known)
+            one_of(key, getattr(self, key), known)
         if isinstance(self.tokenizer, Tokenizer):
-            _one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
+            one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
         if self.curriculum is not None and self.block_size % self.curriculum.block_size:
             raise RecipeError(
                 f"curriculum.block_size must divide block_size, but is {self.curriculum.block_size} and block_size "
@@ -156,10 +186,10 @@ class Recipe(_Strict):
         if isinstance(source, Mapping):
             raw, where = dict(source), "recipe"
         else:
-            raw, where = _read(Path(source)), str(source)
-        for override in overrides:
-            _override(raw, override)
-        if wrong := [*_unknown(raw, cls)]:
+            raw, where = read(Path(source)), str(source)
+        for change in overrides:
+            override(raw, change)
+        if wrong := [*unknown(raw, cls)]:
             raise RecipeError(f"{where}: {'; '.join(wrong)}")
         try:
             return cls.model_validate(raw)
@@ -180,7 +210,7 @@ class Recipe(_Strict):
 
     def differences(self, other: Recipe) -> list[str]:
         """Keys that decide the weights and that `other` has different: `key: here → there`."""
-        here, there = (dict(_leaves(yaml.safe_load(recipe.to_yaml()))) for recipe in (self, other))
+        here, there = (dict(leaves(yaml.safe_load(recipe.to_yaml()))) for recipe in (self, other))
         keys = [key for key in dict.fromkeys([*here, *there]) if key.split(".")[0] not in FREE]
         changed = [key for key in keys if here.get(key) != there.get(key)]
         return [f"{key}: {here.get(key, 'default')} → {there.get(key, 'default')}" for key in changed]
@@ -200,89 +230,6 @@ class Recipe(_Strict):
     def warmup(self, steps: int) -> int:
         """Return how many of `steps` have a rising rate."""
         return self.warmup_steps or round(self.warmup_ratio * steps)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without what could surprise: no key twice, no aliases (a few bytes of which unfold to gigabytes)."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("a recipe has no aliases (*name)")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise RecipeError(f"a recipe must be at most {_MAX_BYTES:,} bytes of YAML, but {file} is larger")
-        raw = _parse(content.decode())
-    except OSError as error:
-        raise RecipeError(f"a recipe must be a YAML file, but {file} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{file} must be YAML, but is not: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise RecipeError(f"a recipe must be 'key: value' lines, but {file} is {type(raw).__name__}")
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"an override must be key=value, but is {override!r}")
-    *outer, last = key.split(".")
-    for name in outer:
-        inner = raw.get(name)
-        if inner is not None and not isinstance(inner, dict):
-            raise RecipeError(f"{key!r} needs {name!r} to hold keys, but it is {inner!r}")
-        raw[name] = dict(inner or {})
-        raw = raw[name]
-    try:
-        raw[last] = _parse(value)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{key}= must be followed by a YAML value: {' '.join(str(error).split())}") from None
-
-
-def _unknown(raw: Mapping[Any, Any], model: type[BaseModel], prefix: str = "") -> Iterable[str]:
-    for key, value in raw.items():
-        if key not in model.model_fields:
-            yield f"unknown key {prefix + str(key)!r}{nearest(str(key), model.model_fields)}"
-        elif isinstance(value, Mapping):
-            annotation = model.model_fields[key].annotation
-            for inner in (annotation, *get_args(annotation)):
-                if isinstance(inner, type) and inner is not NoneType and issubclass(inner, BaseModel):
-                    yield from _unknown(value, inner, f"{prefix}{key}.")
-
-
-def _leaves(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in raw.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _one_of(key: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise RecipeError(f"{key} must be one of {', '.join(known)}, but is {value!r}{nearest(value, known)}")
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
