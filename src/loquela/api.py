@@ -37,7 +37,7 @@ def load(directory: str | Path, adapter: None = None, dtype: str = "float32", de
     if adapter is not None:
         raise LoquelaError(f"adapter must be None, since adapters arrive with tuning, but is {adapter!r}")
     loaded = load_model(directory, dtype=dtype, device=device)
-    return LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config, read_pooling(directory))
+    return LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
 
 
 class LanguageModel:

@@ -22,6 +22,7 @@ from loquela.checkpoint.files import (
     reading_errors,
     verify,
 )
+from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.rules import load_into, to_disk
 from loquela.checkpoint.skeleton import skeleton
 from loquela.checkpoint.tensors import StoredTensor, read_tensors, shown, write_bytes, write_tensors
@@ -111,9 +112,10 @@ def load_model(
     """Open a model directory, ours or of any library that writes Hugging Face's layout.
 
     `dtype` is what the model computes in, whatever the file holds ("auto": as stored). With `verify`, the files are
-    held against the manifest, if there is one. Raises `CheckpointError` or one of its kinds.
+    held against the manifest, if there is one. `ORG/NAME` means a model of the Hub that was pulled. Raises
+    `CheckpointError` or one of its kinds.
     """
-    directory = Path(directory)
+    directory = resolve(directory)
     if dtype not in DTYPES and dtype != "auto":
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)} or auto, but is {dtype!r}")
     with reading_errors(directory):
