@@ -15,6 +15,8 @@ LoquelaError                 exit code 1: it could not be done; the message is o
 │   ├── NonFiniteError       NaN or infinity in data, loss or gradient; names the step
 │   └── DirectoryInUseError  another trainer holds the output directory, or another recipe made it
 ├── StorageError             a write that failed (disk full, I/O error); what was saved before is intact
+├── BusyError                a server that has no room for one more request; says when to try again
+│   └── UnavailableError     a server that is closing, or a request whose time is up
 └── MissingExtraError        an optional package is needed; says which extra to install
 ```
 
@@ -24,6 +26,7 @@ A message says what must hold, what was given, and the way out, in one line.
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "CheckpointError",
     "ConfigError",
     "ContextWindowError",
@@ -38,6 +41,7 @@ __all__ = [
     "TextDecodingError",
     "TokenizerError",
     "TrainingError",
+    "UnavailableError",
     "UsageError",
     "nearest",
 ]
@@ -104,6 +108,17 @@ class DirectoryInUseError(TrainingError):
 
 class StorageError(LoquelaError):
     """A write failed; what was saved before is intact."""
+
+
+class BusyError(LoquelaError):
+    """There is no room for one more request."""
+
+    retry_after = 1
+    """Seconds after which it is worth trying again."""
+
+
+class UnavailableError(BusyError):
+    """The server is closing, or the request's time is up."""
 
 
 class MissingExtraError(LoquelaError):

@@ -13,12 +13,23 @@ from loquela.errors import TokenizerError, UsageError
 from loquela.generation.beam import beam_search, replay
 from loquela.generation.constrain import Constraint
 from loquela.generation.decode import FinishReason, Step, decode, log_probability, prefill
-from loquela.generation.rules import most_probable
+from loquela.generation.rules import Logits, most_probable
 from loquela.generation.settings import GenerationSettings
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Alternative", "Completion", "Piece", "PieceMaker", "Usage", "choices", "complete", "prompt_ids", "stream"]
+__all__ = [
+    "Alternative",
+    "Completion",
+    "Piece",
+    "PieceMaker",
+    "Usage",
+    "alternatives",
+    "choices",
+    "complete",
+    "prompt_ids",
+    "stream",
+]
 
 
 @dataclass(frozen=True)
@@ -202,7 +213,7 @@ class PieceMaker:
         if reason is not None and not self._watch.stopped:
             shown += self._watch.held
         self.ended = reason is not None
-        return Piece(shown, step.id, step.log_prob, _alternatives(step, self._tokenizer, self._top), reason)
+        return Piece(shown, step.id, step.log_prob, alternatives(step.logits, self._tokenizer, self._top), reason)
 
 
 def _pieces(steps: Iterable[Step], maker: PieceMaker) -> Iterator[Piece]:
@@ -212,11 +223,12 @@ def _pieces(steps: Iterable[Step], maker: PieceMaker) -> Iterator[Piece]:
             return
 
 
-def _alternatives(step: Step, tokenizer: Tokenizer, top: int) -> tuple[Alternative, ...]:
+def alternatives(logits: Logits, tokenizer: Tokenizer, top: int) -> tuple[Alternative, ...]:
+    """Return the `top` most probable tokens of `logits` (vocab,), most probable first."""
     if top == 0:
         return ()
-    ids = most_probable(step.logits, top).tolist()
-    return tuple(Alternative(i, _token_text(tokenizer, i), log_probability(step.logits, i)) for i in ids)
+    ids = most_probable(logits, top).tolist()
+    return tuple(Alternative(i, _token_text(tokenizer, i), log_probability(logits, i)) for i in ids)
 
 
 def _token_text(tokenizer: Tokenizer, token: int) -> str:
