@@ -1,0 +1,168 @@
+"""Which layers of a network an adapter reaches: by their names on disk, as PEFT chooses them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from torch import nn
+
+from loquela.checkpoint.rules import disk_name
+from loquela.errors import ConfigError, UsageError, nearest
+from loquela.layers.experts import MixtureOfExperts
+from loquela.layers.positions import RelativeBias
+from loquela.models.base import Network
+
+__all__ = ["Targets", "chosen", "disk_names", "ends_with", "named", "shared_by_rows", "suffixes"]
+
+_HEADS = ("lm_head", "lm_head.decoder", "classifier", "token_classifier")
+"""Modules on top of a network, by name in code."""
+_MAX_PATTERN = 1_000
+
+
+class Targets(Protocol):
+    """The settings that choose layers."""
+
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    layers_to_transform: list[int] | int | None
+    layers_pattern: list[str] | str | None
+    modules_to_save: list[str] | None
+
+
+def disk_names(network: Network) -> dict[str, str]:
+    """Return the name on disk of each module that has tensors of its own, by its name in code."""
+    prefix = network.base_prefix if network.headless else ""
+    names = {}
+    for name, module in network.named_modules():
+        for leaf in [*module._parameters, *module._buffers]:
+            try:
+                names[name] = disk_name(f"{name}.{leaf}", network.renames)[0].removesuffix(f".{leaf}")
+            except LookupError:  # a table that is computed, not stored
+                continue
+            names[name] = names[name].removeprefix(prefix)
+            break
+    return names
+
+
+def chosen(
+    network: Network,
+    config: Targets,
+    *,
+    default: Sequence[str],
+    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding),
+) -> dict[str, str]:
+    """Return the layers that `config` chooses: names in code → names on disk.
+
+    `target_modules` is a list (whole names, or ends of them after a dot), a regular expression for the whole name, or
+    "all-linear": every matrix but the head and those inside a mixture's experts. Without it, those whose names in code
+    end like one of `default`. Raises `UsageError` when no layer is chosen.
+    """
+    modules, names = dict(network.named_modules()), disk_names(network)
+    fit = {name: disk for name, disk in names.items() if isinstance(modules[name], kinds)}
+    targets = config.target_modules
+    if targets is None:
+        found = [name for name in fit if any(name.endswith(f".{end}") for end in default)]
+    elif isinstance(targets, str) and targets.lower() == "all-linear":
+        inside = _inside(network, MixtureOfExperts)
+        found = [
+            name
+            for name in fit
+            if isinstance(modules[name], nn.Linear)
+            and not name.startswith(tuple(f"{mixture}." for mixture in inside))
+            and not (name in _HEADS or name.rpartition(".")[0] in _HEADS[2:])
+        ]
+    else:
+        found = [name for name, disk in fit.items() if _matches(targets, disk)]
+    excluded, saved = config.exclude_modules, config.modules_to_save or []
+    found = [
+        name
+        for name in found
+        if not (excluded and _matches(excluded, fit[name])) and not any(_under(fit[name], m) for m in saved)
+    ]
+    if isinstance(targets, list | None) and config.layers_to_transform is not None:
+        found = [name for name in found if _is_layer(fit[name], config)]
+    if not found:
+        ends = sorted({disk.rpartition(".")[2] for disk in fit.values()})
+        what = "the default ones" if targets is None else repr(targets)
+        first = targets[0] if isinstance(targets, list) and targets else str(targets)
+        raise UsageError(
+            f"target_modules must name layers of this {network.config.model_type}, such as {', '.join(ends)}, but "
+            f"{what} name none{nearest(first, ends) if targets is not None else ''}"
+        )
+    return {name: fit[name] for name in found}
+
+
+def named(network: Network, wanted: Iterable[str]) -> dict[str, str]:
+    """Return the modules that `modules_to_save` names: names in code → names on disk; raises `UsageError`."""
+    names = disk_names(network)
+    found = {}
+    for want in wanted:
+        hits = {name: disk for name, disk in names.items() if disk == want or disk.endswith(f".{want}")}
+        hits |= {name: disk for name, disk in names.items() if f".{want}." in f".{disk}" and name not in hits}
+        if not hits and want not in ("classifier", "score"):  # PEFT names both, whichever the model has
+            ends = sorted({disk.rpartition(".")[2] for disk in names.values()})
+            raise UsageError(
+                f"modules_to_save must name modules of this {network.config.model_type}, but it has no "
+                f"{want!r}{nearest(want, ends)}"
+            )
+        found.update(hits)
+    return found
+
+
+def suffixes(network: Network, picked: Mapping[str, str], kinds: tuple[type[nn.Module], ...]) -> list[str]:
+    """Return the shortest `target_modules` for the layers `picked`: last segments where those mean nothing else."""
+    modules = dict(network.named_modules())
+    other = {
+        disk for name, disk in disk_names(network).items() if name not in picked and isinstance(modules[name], kinds)
+    }
+    ends = {disk.rpartition(".")[2] for disk in picked.values()}
+    plain = {end for end in ends if not any(disk == end or disk.endswith(f".{end}") for disk in other)}
+    return sorted(plain | {disk for disk in picked.values() if disk.rpartition(".")[2] not in plain})
+
+
+def shared_by_rows(network: Network) -> list[str]:
+    """Return the names in code of modules whose inputs do not begin with the rows of a batch."""
+    return _inside(network, RelativeBias) + _inside(network, MixtureOfExperts)
+
+
+def ends_with(disk: str, targets: Sequence[str]) -> bool:
+    """Whether a name on disk is one of `targets`, or ends like one."""
+    return any(disk == target or disk.endswith(f".{target}") for target in targets)
+
+
+def _inside(network: Network, kind: type[nn.Module]) -> list[str]:
+    places = [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
+    return [f"{name}.experts" if isinstance(module, MixtureOfExperts) else name for name, module in places]
+
+
+def _matches(targets: list[str] | str, disk: str) -> bool:
+    return _fullmatch(targets, disk) if isinstance(targets, str) else ends_with(disk, targets)
+
+
+def _fullmatch(pattern: str, text: str) -> bool:
+    if len(pattern) > _MAX_PATTERN or re.search(r"[*+}]\)*[*+{]", pattern):
+        raise ConfigError(f"a pattern of an adapter must be short and without nested repeats, but is {pattern!r:.100}")
+    try:
+        return re.fullmatch(pattern, text) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(
+            f"a pattern of an adapter must be a regular expression, but {pattern!r:.100}: {error}"
+        ) from None
+
+
+def _under(disk: str, module: str) -> bool:
+    return f".{module}." in f".{disk}."
+
+
+def _is_layer(disk: str, config: Targets) -> bool:
+    wanted = config.layers_to_transform
+    layers = [wanted] if isinstance(wanted, int) else wanted or []
+    pattern = config.layers_pattern
+    holders = [pattern] if isinstance(pattern, str) else pattern or []
+    parts = disk.split(".")
+    for index, part in enumerate(parts[1:-1], 1):
+        if part.isdigit() and (not holders or parts[index - 1] in holders):
+            return int(part) in layers
+    return False
