@@ -26,7 +26,13 @@ _USES = {
 
 @app.command()
 def size(
-    what: Annotated[Path, typer.Argument(metavar="X", help="A model directory, a config.json, or a recipe (.yaml).")],
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="X",
+            help="A model directory, a config.json, a recipe (.yaml), or a name (bert-base-uncased, gpt-4).",
+        ),
+    ],
     tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of one text of training. Default: block_size, or the window up to 2,048."),
@@ -66,9 +72,30 @@ def _read(path: Path) -> tuple[Any, int | None]:
     if path.suffix in (".yaml", ".yml"):
         return _read_recipe(path)
     file = path / "config.json" if path.is_dir() else path
+    if not path.exists() and path.suffix != ".json":
+        return _read_name(path), None
     if not file.is_file():
         raise CheckpointError(f"a size needs a model directory, a config.json or a recipe, but {file} does not exist")
     return read_config(file.parent, file.name), None
+
+
+def _read_name(name: Path) -> Any:
+    """Return the config of a model that was pulled, or of a well-known name."""
+    from loquela.checkpoint.configs import read_config
+    from loquela.checkpoint.hub import resolve
+    from loquela.checkpoint.known import NOTES, known_config
+    from loquela.errors import CheckpointError
+
+    try:
+        place = resolve(name)
+    except CheckpointError:
+        place = name
+    if place.is_dir():
+        return read_config(place)
+    config = known_config(str(name))
+    if (said := NOTES.get(name.name.lower())) is not None:
+        note(said)
+    return config
 
 
 def _read_recipe(path: Path) -> tuple[Any, int | None]:
