@@ -1,0 +1,93 @@
+"""The race of architectures: the same text, the same tokenizer, the same seconds of the processor.
+
+Every recipe of `recipes/race/` named below is trained on one thread. How many updates fit the seconds is measured first
+(the processor time of a short run, the tokenizer and the reading of the text taken out), so that each schedule ends
+where the seconds do. An n-gram model counts the text once and needs what it needs. The figure is bits per byte on all
+of the held-out text.
+
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import record
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "race"
+RUNNERS = ("ngram", "rnn", "gru", "lstm", "gpt")
+PROBE = 30
+
+
+def run(name: str, directory: str, **settings: Any) -> dict[str, Any]:
+    """Train in a process of its own; the result of `loquela train`, and its processor seconds."""
+    overrides = [f"{key}={value}" for key, value in {"output_dir": directory, **settings}.items()]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "loquela", "train", str(RECIPES / f"{name}.yaml"), *overrides, "--json"]
+    before = os.times()
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {**json.loads(done.stdout), "cpu_seconds": cpu}
+
+
+def race(seconds: float, seed: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Train every runner for so many processor seconds."""
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        for name in names:
+            settings: dict[str, Any] = {"seed": seed}
+            if name != "ngram":
+                short = run(name, f"{directory}/{name}-1", max_steps=PROBE, warmup_steps=1, **settings)["cpu_seconds"]
+                long = run(name, f"{directory}/{name}-2", max_steps=3 * PROBE, warmup_steps=1, **settings)[
+                    "cpu_seconds"
+                ]
+                settings["max_steps"] = max(PROBE, round(seconds / ((long - short) / (2 * PROBE))))
+            result = run(name, f"{directory}/{name}", **settings)
+            rows.append({"name": name, "target_cpu_seconds": seconds, **result})
+            print(
+                f"{name:8} {result['parameters']:>10,} parameters  {result['steps']:>6,} steps  "
+                f"{result['cpu_seconds']:6.0f} s  {result['val_bits_per_byte']:.3f} bits per byte",
+                flush=True,
+            )
+            curve = Path(f"{directory}/{name}/loss.csv").read_text()
+            rows[-1]["curve"] = [line.split(",") for line in curve.splitlines()]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="of the processor, for training each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(RUNNERS), help="some of the runners, by name")
+    parser.add_argument("--record", action="store_true", help="write the result to RESULTS.md")
+    arguments = parser.parse_args()
+    started = time.time()
+    rows = race(arguments.seconds, arguments.seed, tuple(arguments.only.split(",")))
+    table = ["| model | parameters | updates | processor seconds | bits per byte |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: row["val_bits_per_byte"]):
+        table.append(
+            f"| {row['name']} | {row['parameters']:,} | {row['steps']:,} | {row['cpu_seconds']:.0f} | "
+            f"**{row['val_bits_per_byte']:.3f}** |"
+        )
+    print("\n".join(table))
+    if arguments.record:
+        note = (
+            f"Processor seconds are those of the whole command (start, tokenizer and validation included); "
+            f"training alone had {arguments.seconds:.0f}. Seed {arguments.seed}, one thread."
+        )
+        figures = {row["name"]: {k: v for k, v in row.items() if k not in ("curve", "sample")} for row in rows}
+        command = f"python benchmarks/race.py --seconds {arguments.seconds:g} --record"
+        record("The race of architectures", command, [*table, "", note], figures)
+    print(f"{time.time() - started:.0f} s in all", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
