@@ -2,6 +2,9 @@
 
 Both keep their state in named tensors, so that a checkpoint holds it as safetensors and a resumed run goes on bit by
 bit. `update(step, factor)` takes the number of the update (from 0) and the schedule's factor on the learning rates.
+
+Where each rank has a slice of the weights only, it has the same slice of the state. AdamW never needs more. Muon does:
+it gathers the momentum of a matrix, makes the whole of it orthogonal on every rank, and takes its own slice of that.
 """
 
 from __future__ import annotations
@@ -18,9 +21,13 @@ from loquela.errors import MismatchError
 from loquela.layers.attention import MultiHeadAttention
 from loquela.models.base import Network
 from loquela.training import recipe as recipes
+from loquela.training.ranks import alike, first_row, local, take, whole
 from loquela.training.recipe import Recipe
 
 __all__ = ["AdamW", "Muon", "Optimizer", "Optimizers", "build", "orthogonalise"]
+
+_AT_ONCE = 1 << 28
+"""Numbers of matrices that are gathered and made orthogonal together (1 GB)."""
 
 
 class Optimizer(Protocol):
@@ -30,10 +37,16 @@ class Optimizer(Protocol):
         """Change the weights by their gradients."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that the next update depends on, by names that stay the same; tensors are not copied."""
+        """Return all that the next update depends on, by names that stay the same; tensors are not copied.
+
+        Those of a sliced weight are sliced as it is (`DTensor`).
+        """
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned, by copying; raises `MismatchError` when tensors are missing or misshapen."""
+        """Take over what `state` returned, each tensor whole, by copying.
+
+        Raises `MismatchError` when tensors are missing or misshapen.
+        """
 
 
 class Optimizers:
@@ -99,14 +112,16 @@ class AdamW:
     ) -> None:
         self.parameters = dict(parameters)
         self.learning_rate = learning_rate
+        self.own = {n: p if local(p) is p else nn.Parameter(local(p)) for n, p in self.parameters.items()}
+        """The weights themselves, or this rank's slices of them, in the same memory."""
         groups = [
-            {"params": [p for p in self.parameters.values() if (p.dim() >= 2) is decays], "weight_decay": decay}
+            {"params": [p for p in self.own.values() if (p.dim() >= 2) is decays], "weight_decay": decay}
             for decays, decay in ((True, weight_decay), (False, 0.0))
         ]
         self.inner = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
-        for parameter in self.parameters.values():  # as torch would at the first update
+        for parameter in self.own.values():  # as torch would at the first update
             self.inner.state[parameter] = {
-                "step": torch.zeros(()),
+                "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -115,30 +130,44 @@ class AdamW:
         """Change the weights by their gradients."""
         for group in self.inner.param_groups:
             group["lr"] = self.learning_rate * factor
+        for name, parameter in self.parameters.items():
+            if self.own[name] is not parameter:
+                self.own[name].grad = None if parameter.grad is None else local(parameter.grad)
         self.inner.step()
 
     def state(self) -> dict[str, Tensor]:
         """Return the two running means and the count of every parameter."""
         return {
-            f"adamw.{name}.{key}": tensor
+            f"adamw.{name}.{key}": alike(tensor, parameter) if tensor.dim() else tensor
             for name, parameter in self.parameters.items()
-            for key, tensor in self.inner.state[parameter].items()
+            for key, tensor in self.inner.state[self.own[name]].items()
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+        _copy(state, self.state())
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    for name, tensor in target.items():
+        local(tensor).copy_(take(source[name], tensor))
 
 
 @dataclass(frozen=True)
 class Matrix:
     """Rows `first` to `last` of a parameter, which Muon treats as a matrix of its own."""
 
-    name: str
+    whole_name: str
     parameter: Tensor
     first: int
     last: int
+
+    def on_this_rank(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of the weight that this rank has, and the part of a `direction` that belongs to it."""
+        begin, weight = first_row(self.parameter), local(self.parameter)
+        first, last = max(self.first, begin), min(self.last, begin + len(weight))
+        last = max(first, last)  # this rank may have none of these rows
+        return weight[first - begin : last - begin], direction[first - self.first : last - self.first]
 
 
 def _matrices(network: Network) -> Iterator[Matrix]:
@@ -153,8 +182,7 @@ def _matrices(network: Network) -> Iterator[Matrix]:
             continue
         first = 0
         for rows in cuts.get(id(module), (module.out_features,)):
-            part = f"{name}.weight" + (f"[{first}:{first + rows}]" if rows < module.out_features else "")
-            yield Matrix(part, module.weight, first, first + rows)
+            yield Matrix(f"{name}.weight", module.weight, first, first + rows)
             first += rows
 
 
@@ -167,13 +195,9 @@ class Muon:
 
     def __init__(self, matrices: list[Matrix], settings: recipes.Muon, weight_decay: float) -> None:
         self.settings, self.weight_decay = settings, weight_decay
-        shapes: dict[tuple[int, int], list[Matrix]] = {}
-        for matrix in matrices:
-            shapes.setdefault((matrix.last - matrix.first, matrix.parameter.shape[1]), []).append(matrix)
-        # Per shape: its matrices, their momentum (n, rows, columns), and room for their gradients.
-        self.groups = [
-            (alike, torch.zeros(len(alike), *shape), torch.empty(len(alike), *shape)) for shape, alike in shapes.items()
-        ]
+        self.parameters = {matrix.whole_name: matrix.parameter for matrix in matrices}
+        self.means = {name: torch.zeros_like(local(p)) for name, p in self.parameters.items()}
+        self.groups = list(_alike(matrices))
 
     @torch.no_grad()
     def update(self, step: int, factor: float) -> None:
@@ -182,35 +206,44 @@ class Muon:
         risen = min(1.0, (step + 1) / s.momentum_warmup_steps) if s.momentum_warmup_steps else 1.0
         momentum = s.momentum_start + (s.momentum - s.momentum_start) * risen
         rate = s.learning_rate * factor
-        for matrices, mean, gradient in self.groups:
-            torch.stack([_gradient(m) for m in matrices], out=gradient)
-            mean.lerp_(gradient, 1 - momentum)
-            update = orthogonalise(torch.lerp(gradient, mean, momentum), s.ns_steps)
+        gradients = [_gradient(name, p) for name, p in self.parameters.items()]
+        means = list(self.means.values())
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        ahead = dict(zip(self.means, torch._foreach_lerp(gradients, means, momentum), strict=True))
+        for matrices in self.groups:
+            names = {m.whole_name: m.parameter for m in matrices}
+            gathered = {name: whole(alike(ahead[name], parameter)) for name, parameter in names.items()}
+            stacked = torch.stack([gathered[m.whole_name][m.first : m.last] for m in matrices])
+            update = orthogonalise(stacked, s.ns_steps)
             size = -rate * math.sqrt(max(1.0, update.shape[1] / update.shape[2]))
             for matrix, direction in zip(matrices, update, strict=True):
-                weight = matrix.parameter[matrix.first : matrix.last]
+                weight, direction = matrix.on_this_rank(direction)
                 if self.weight_decay:
                     weight.mul_(1 - rate * self.weight_decay)
                 weight.add_(direction, alpha=size)
 
     def state(self) -> dict[str, Tensor]:
         """Return the momentum of every matrix."""
-        return {
-            f"muon.{matrix.name}.momentum": mean
-            for matrices, means, _ in self.groups
-            for matrix, mean in zip(matrices, means, strict=True)
-        }
+        return {f"muon.{name}.momentum": alike(mean, self.parameters[name]) for name, mean in self.means.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
+        _copy(state, self.state())
 
 
-def _gradient(matrix: Matrix) -> Tensor:
-    gradient = matrix.parameter.grad
-    assert gradient is not None, matrix.name
-    return gradient[matrix.first : matrix.last]
+def _alike(matrices: list[Matrix]) -> Iterator[list[Matrix]]:
+    """Put matrices of one shape together, as many as fit into `_AT_ONCE`."""
+    shapes: dict[tuple[int, int], list[Matrix]] = {}
+    for matrix in matrices:
+        shapes.setdefault((matrix.last - matrix.first, matrix.parameter.shape[1]), []).append(matrix)
+    for (rows, columns), group in shapes.items():
+        count = max(1, _AT_ONCE // (rows * columns))
+        yield from (group[first : first + count] for first in range(0, len(group), count))
+
+
+def _gradient(name: str, parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, name
+    return local(parameter.grad)
 
 
 # Optimal quintics a·x + b·x³ + c·x⁵ for each iteration (Polar Express, arXiv:2505.16932, table 1 with safety 1.02).
