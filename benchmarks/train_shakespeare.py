@@ -188,7 +188,7 @@ def bursts(directory: Path, shape: Path, corpus: Corpus, rounds: int, steps: int
     """Tokens per second of both at the same shape and batch, in alternating bursts of `steps`."""
     import transformers
 
-    from loquela.data.objectives import OBJECTIVES
+    from loquela.data.batch import Sample, collate
     from loquela.training.optimizers import build as build_optimizer
     from loquela.training.step import train_step
 
@@ -197,13 +197,13 @@ def bursts(directory: Path, shape: Path, corpus: Corpus, rounds: int, steps: int
     network.initialise()
     optimizer = build_optimizer(network, recipe)
     order = BlockOrder(len(corpus.train), BLOCK, BATCH, 0)
-    generator = np.random.default_rng(0)
 
     def our_steps(count: int) -> float:
         start = time.perf_counter()
         for step in range(count):
             blocks = order.blocks(corpus.train.tokens, order.indices(step))
-            train_step(network, optimizer, OBJECTIVES["causal"](blocks, generator), step, 0.1, micro_batch=BATCH)
+            batch = collate([Sample(row[:-1], row[1:]) for row in blocks])
+            train_step(network, optimizer, batch, step, 0.1, micro_batch=BATCH)
         return count * BATCH * BLOCK / (time.perf_counter() - start)
 
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]

@@ -8,9 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loquela.data.batches import IGNORED, BlockOrder, evaluation_blocks
-from loquela.data.objectives import OBJECTIVES, Batch
-from loquela.errors import DataError
+from loquela.data.batch import IGNORED, Batch
+from loquela.data.batches import BlockOrder, evaluation_blocks
+from loquela.data.objectives import OBJECTIVES
+from loquela.data.samples import Task
+from loquela.data.special import Special
+from loquela.errors import DataError, UsageError
 
 sizes = st.tuples(st.integers(1, 40), st.integers(0, 600)).map(lambda pair: (pair[0], pair[0] + 1 + pair[1]))
 """(block, n_tokens), from the shortest text that is allowed."""
@@ -50,6 +53,18 @@ def test_the_row_does_not_depend_on_the_batch_size(
 ) -> None:
     rows = [row(BlockOrder(size[1], size[0], batch_size, seed), 60).tolist() for batch_size in batch_sizes]
     assert rows[0] == rows[1]
+
+
+@given(size=sizes, seed=seeds, step=st.integers(0, 500), share=st.integers(1, 4))
+def test_the_global_batch_is_the_same_for_any_number_of_ranks(
+    size: tuple[int, int], seed: int, step: int, share: int
+) -> None:
+    order = BlockOrder(size[1], size[0], 8 * share, seed)
+    whole = order.indices(step).tolist()
+    for world in (1, 2, 4, 8):
+        assert np.concatenate([order.indices(step, rank, world) for rank in range(world)]).tolist() == whole
+    with pytest.raises(UsageError, match="must be a multiple of the 3 processes, but are 8"):
+        BlockOrder(size[1], size[0], 8, seed).indices(step, 0, 3)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -134,7 +149,7 @@ def test_evaluation_asks_for_every_token_but_the_first_once(n: int, block: int, 
 
 def test_the_causal_objective_asks_for_the_next_token() -> None:
     blocks = np.arange(12).reshape(2, 6)
-    batch = OBJECTIVES["causal"](blocks, np.random.default_rng(0))
+    batch = Task(OBJECTIVES["causal"], Special(12), seed=0).batch(list(blocks), 0)
     assert batch.inputs.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]
     assert batch.labels.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]]
     assert batch.inputs.dtype == batch.labels.dtype == torch.int64

@@ -464,7 +464,10 @@ def test_latin_1_trains_when_it_is_named(recipe: dict[str, Any], tmp_path: Path)
         ({"model": {"model_type": "llama", "hiden_size": 8}}, "did you mean 'hidden_size'"),
         ({"model": {"model_type": "llama", "hidden_size": 64, "vocab_size": 5}}, "vocab_size must be at least"),
         ({"block_size": 65}, "block_size must be at most the model's context window of 64 tokens, but is 65"),
-        ({"model": {"model_type": "bert", "hidden_size": 12, "intermediate_size": 8}}, "must have a decoder"),
+        (
+            {"model": {"model_type": "bert", "hidden_size": 12, "intermediate_size": 8}},
+            "must have a model that is a decoder, but bert is",
+        ),
     ],
 )
 def test_a_model_that_does_not_do_is_refused(recipe: dict[str, Any], change: dict[str, Any], said: str) -> None:

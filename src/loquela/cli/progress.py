@@ -14,11 +14,18 @@ from loquela.cli.output import console, note
 from loquela.training.events import Event, Note, Preparing, Sampled, Saved, Started, Stepped, Validated
 from loquela.training.log import Row
 
-__all__ = ["TrainingView", "curve"]
+__all__ = ["TrainingView", "curve", "figure"]
 
 QUIET_SECONDS = 15.0
 """Between two lines where there is no terminal to keep a live line on."""
 _BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # dot of each (row, column) of a cell
+
+
+def figure(loss: float, bits_per_byte: float | None) -> str:
+    """Say how well held-out text is predicted, in the unit that means something."""
+    if bits_per_byte is None:
+        return f"{loss:.3f} nats per predicted token"
+    return f"{bits_per_byte:.3f} bits per byte"
 
 
 class TrainingView:
@@ -64,7 +71,7 @@ class TrainingView:
             self._started(event)
         elif isinstance(event, Validated):
             best = "" if event.best else ", no better than before"
-            note(f"step {event.step:,}: {event.bits_per_byte:.3f} bits per byte on the held-out text{best}")
+            note(f"step {event.step:,}: {figure(event.loss, event.bits_per_byte)} on the held-out text{best}")
         elif isinstance(event, Sampled):
             console.print(sample(f"step {event.step:,} writes: ", event.prompt, event.text), soft_wrap=True)
         elif isinstance(event, Saved):

@@ -23,7 +23,7 @@ def train(
 ) -> None:
     """Train a model from a recipe. The same command goes on after an interruption."""
     share_cores()
-    from loquela.cli.progress import TrainingView, curve
+    from loquela.cli.progress import TrainingView, curve, figure
     from loquela.training.log import read_rows
     from loquela.training.recipe import Recipe
     from loquela.training.run import train as run
@@ -37,8 +37,8 @@ def train(
     directory = Path(result.model)
     console.print(curve(read_rows(directory / "loss.csv")))
     typer.echo(
-        f"{directory}: {result.val_bits_per_byte:.3f} bits per byte on the held-out text "
-        f"(loss {result.val_loss:.3f} nats per token over {result.val_tokens:,} tokens); "
+        f"{directory}: {figure(result.val_loss, result.val_bits_per_byte)} on the held-out text "
+        f"(loss {result.val_loss:.3f} over {result.val_tokens:,} tokens); "
         f"{result.steps:,} steps, {result.tokens:,} tokens in {result.seconds:.0f} s"
     )
     typer.echo(f"The curve: {directory / 'loss.html'}   Talk to it: loquela chat -m {directory}")

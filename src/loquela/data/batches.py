@@ -10,12 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loquela.errors import DataError
+from loquela.data.batch import IGNORED
+from loquela.errors import DataError, UsageError
 
-__all__ = ["IGNORED", "BlockOrder", "evaluation_blocks"]
-
-IGNORED = -100
-"""The label of a position without loss, as in torch and Hugging Face."""
+__all__ = ["IGNORED", "BlockOrder", "evaluation_blocks", "shares"]
 
 Tokens = npt.NDArray[Any]
 Words = npt.NDArray[np.uint64]
@@ -47,9 +45,14 @@ class BlockOrder:
         # Two halves of `bits` bits each: the smallest such square that holds an epoch, at most four times too large.
         self._bits = np.uint64(max(1, ((self.blocks_per_epoch - 1).bit_length() + 1) // 2))
 
-    def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """Return where the blocks of a step (from 0) start, (batch_size,); a block is `block` tokens and their next."""
-        row = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> npt.NDArray[np.int64]:
+        """Return where the blocks of a step (from 0) start; a block is `block` tokens and their next.
+
+        (batch_size,) for all of them, or those that fall to one of `world` ranks: neighbours in the global batch, so
+        that the batch is the same however many ranks share it.
+        """
+        rows = shares(self.batch_size, rank, world)
+        row = np.uint64(step * self.batch_size) + np.arange(rows.start, rows.stop, dtype=np.uint64)
         epoch, index = np.divmod(row, np.uint64(self.blocks_per_epoch))
         *keys, offset = self._keys(epoch)
         starts: Words = offset % np.uint64(self._offsets) + self._permuted(np.array(keys), index) * np.uint64(
@@ -78,6 +81,17 @@ class BlockOrder:
             left, right = right, left ^ (_mix(right ^ key) & mask)
         joined: Words = (left << self._bits) | right
         return joined
+
+
+def shares(batch_size: int, rank: int, world: int) -> slice:
+    """Return which rows of a global batch one of `world` ranks computes; raises `UsageError` if they do not divide."""
+    if batch_size % world:
+        raise UsageError(
+            f"the samples of one update must be a multiple of the {world} processes, but are {batch_size}: change "
+            "per_device_train_batch_size or gradient_accumulation_steps"
+        )
+    share = batch_size // world
+    return slice(rank * share, (rank + 1) * share)
 
 
 def _mix(x: Words) -> Words:

@@ -55,7 +55,8 @@ class Validated:
     step: int
     train_loss: float
     loss: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where the objective does not ask for each token of a text once."""
     best: bool
 
 

@@ -10,14 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loquela.data.batches import BlockOrder, Tokens
-from loquela.data.objectives import OBJECTIVES, Batch
-from loquela.data.shards import Corpus
+from loquela.data.batch import Batch
+from loquela.data.samples import Material, Samples
 from loquela.errors import NonFiniteError
 from loquela.generation.completion import prompt_ids, stream
 from loquela.generation.decode import evaluating
@@ -35,27 +32,17 @@ from loquela.training.state import State
 from loquela.training.step import Report, summed_loss, train_step
 from loquela.training.validation import Validation, validate
 
-__all__ = ["Run", "opening", "steps_of"]
+__all__ = ["Run", "steps_of"]
 
 SAMPLE_TOKENS = 60
-OPENING_WORDS = 3
 _GOLDEN = 0x9E37_79B9_7F4A_7C15
 
 
-def steps_of(recipe: Recipe, train_tokens: int) -> int:
-    """Return how many updates a recipe asks for on a text of so many tokens."""
+def steps_of(recipe: Recipe, samples: Samples) -> int:
+    """Return how many updates a recipe asks for, with so many samples in a pass."""
     if recipe.max_steps is not None:
         return recipe.max_steps
-    per_epoch = (train_tokens - 1) / (recipe.block_size * recipe.batch_size)
-    return max(1, round(recipe.num_train_epochs * per_epoch))
-
-
-def opening(tokenizer: Tokenizer, tokens: Tokens, limit: int) -> str:
-    """Return a few words to go on from, of at most `limit` tokens: the first whole line that has some, or its start."""
-    lines = tokenizer.decode(tokens[:200].tolist()).split("\n")
-    words = next((words for line in lines[1:] if len(words := line.split()) >= OPENING_WORDS), lines[0].split())
-    ids = tokenizer.encode(" ".join(words[:OPENING_WORDS]), add_special_tokens=False)
-    return tokenizer.decode(ids[:limit])
+    return max(1, round(recipe.num_train_epochs * samples.per_epoch / samples.batch_size))
 
 
 @dataclass
@@ -65,7 +52,7 @@ class Run:
     recipe: Recipe
     network: Network
     tokenizer: Tokenizer
-    corpus: Corpus
+    material: Material
     optimizer: Optimizers
     directory: Path
     listener: Listener
@@ -76,21 +63,20 @@ class Run:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        self.steps = 1 if isinstance(self.network, Counting) else steps_of(recipe, len(self.corpus.train))
-        self.order = self.short = self._order(1)
+        self.samples = self.short = self._samples(1)
+        self.steps = 1 if isinstance(self.network, Counting) else steps_of(recipe, self.samples)
         self.short_steps = 0
         if recipe.curriculum is not None:
-            self.short = self._order(recipe.block_size // recipe.curriculum.block_size)
+            self.short = self._samples(recipe.block_size // recipe.curriculum.block_size)
             self.short_steps = round(recipe.curriculum.ratio * self.steps)
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._saved = self._sampled = self.state.step
         if recipe.load_best_model_at_end and 0 < self.state.step == self.state.best_step:
             self.best = self._weights()  # the checkpoint does not hold the same weights twice
 
-    def _order(self, parts: int) -> BlockOrder:
-        """Return the order of samples that are `parts` times shorter and as many more."""
-        recipe = self.recipe
-        return BlockOrder(len(self.corpus.train), recipe.block_size // parts, recipe.batch_size * parts, recipe.seed)
+    def _samples(self, parts: int) -> Samples:
+        """Return samples that are `parts` times shorter and as many more."""
+        return self.material.samples(self.recipe.block_size // parts, self.recipe.batch_size * parts)
 
     def train(self) -> bool:
         """Train until the last update; False when it was interrupted. Either way the state is in a checkpoint.
@@ -134,25 +120,23 @@ class Run:
     def _count(self) -> Report:
         """Let a network that counts learn the whole text at once; the loss is that of one batch, afterwards."""
         assert isinstance(self.network, Counting)
-        tokens = self.corpus.train.tokens
-        self.network.fit(tokens)
-        batch = self._batch(0, self.order.blocks(tokens, self.order.indices(0)))
+        self.network.fit(self.material.tokens)
+        batch = self._batch(0, self.samples)
         with evaluating(self.network):
             loss = summed_loss(self.network, batch).item() / batch.labels.numel()
-        return Report(loss, gradient_norm=0.0, tokens=len(tokens))
+        return Report(loss, gradient_norm=0.0, tokens=self.material.train_tokens)
 
     def _update(self) -> Report | None:
         step = self.state.step
-        order = self.short if step < self.short_steps else self.order
-        starts = order.indices(step)
+        samples = self.short if step < self.short_steps else self.samples
         try:
             return train_step(
                 self.network,
                 self.optimizer,
-                self._batch(step, order.blocks(self.corpus.train.tokens, starts)),
+                self._batch(step, samples),
                 step,
                 self._factor(step),
-                micro_batch=order.batch_size // self.recipe.gradient_accumulation_steps,
+                micro_batch=samples.batch_size // self.recipe.gradient_accumulation_steps,
                 max_grad_norm=self.recipe.max_grad_norm,
                 dtype=self.dtype,
                 stopping=self.stopping,
@@ -160,8 +144,8 @@ class Run:
         except NonFiniteError as error:
             saved = f"checkpoint-{self._saved} is the last one saved" if self._saved else "no checkpoint was saved yet"
             raise NonFiniteError(
-                f"step {step + 1} was stopped before its update: {error}; its samples start at tokens "
-                f"{', '.join(map(str, starts))} of the training text; the weights of step {step} are unchanged, "
+                f"step {step + 1} was stopped before its update: {error}; {samples.place(step)}; "
+                f"the weights of step {step} are unchanged, "
                 f"{saved}. Lower learning_rate or set max_grad_norm, in another output_dir"
             ) from None
 
@@ -174,11 +158,10 @@ class Run:
         state.gradient_norm = report.gradient_norm
         self.listener(Stepped(state.step, report.loss, state.tokens, self.seconds))
 
-    def _batch(self, step: int, blocks: npt.NDArray[np.int64]) -> Batch:
+    def _batch(self, step: int, samples: Samples) -> Batch:
         """Make the batch of a step, and set torch's generator for what the network draws (dropout)."""
-        seed = self.recipe.seed
-        torch.manual_seed((seed * _GOLDEN + step) % 2**63)
-        return OBJECTIVES[self.recipe.objective](blocks, np.random.Generator(np.random.Philox(key=[seed, step])))
+        torch.manual_seed((self.recipe.seed * _GOLDEN + step) % 2**63)
+        return samples.batch(step)
 
     def _factor(self, step: int) -> float:
         return rate(self.recipe.lr_scheduler_type, step, self.steps, self.recipe.warmup(self.steps))
@@ -189,11 +172,11 @@ class Run:
             steps=self.steps,
             parameters=self.network.parameter_count(),
             vocabulary=self.network.vocab_size,
-            train_tokens=len(self.corpus.train),
-            train_bytes=self.corpus.train.n_bytes,
-            val_tokens=len(self.corpus.validation) - 1,
+            train_tokens=self.material.train_tokens,
+            train_bytes=self.material.train_bytes,
+            val_tokens=self.material.val_tokens,
             tokens_per_step=(
-                len(self.corpus.train)
+                self.material.train_tokens
                 if isinstance(self.network, Counting)
                 else self.recipe.batch_size * self.recipe.block_size
             ),
@@ -228,9 +211,8 @@ class Run:
     def _validate(self) -> Validation | None:
         return validate(
             self.network,
-            self.corpus.validation,
-            block=self.recipe.block_size,
-            batch_size=self.recipe.per_device_eval_batch_size,
+            self.material.held_out(self.recipe.block_size, self.recipe.per_device_eval_batch_size),
+            self.material.val_bytes,
             dtype=self.dtype,
             stopping=self.stopping,
         )
@@ -257,7 +239,7 @@ class Run:
         """Let the model write; return the prompt and its continuation, or None when a signal comes meanwhile."""
         prompt = self.recipe.sample_prompt
         if prompt is None:
-            prompt = opening(self.tokenizer, self.corpus.validation.tokens, self.network.context_length // 2)
+            prompt = self.material.opening(self.tokenizer, self.network.context_length // 2)
         room = self.network.context_length - len(prompt_ids(self.tokenizer, prompt))
         settings = GenerationSettings(max_new_tokens=min(SAMPLE_TOKENS, room), seed=self.recipe.seed)
         text = ""

@@ -73,6 +73,10 @@ class Recipe(_Strict):
     encoding: str = Field(default="utf-8", description="How the bytes of the file are text.")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="Held out from the end.")
     objective: str = Field(default="causal", description=f"One of {', '.join(OBJECTIVES)}.")
+    objective_options: dict[str, Any] = Field(default={}, description="How the objective chooses; see docs/data.md.")
+    attend_across_documents: bool = Field(
+        default=True, description="Whether a token sees the document before its own in the same sample."
+    )
     block_size: Count = Field(default=128, description="Tokens of one sample; the context window that is trained.")
 
     curriculum: Curriculum | None = Field(default=None, description="Shorter samples for the first steps.")
@@ -166,6 +170,7 @@ class Recipe(_Strict):
     def _names_exist(self) -> Recipe:
         for key, known in (("objective", OBJECTIVES), ("lr_scheduler_type", SCHEDULES)):
             one_of(key, getattr(self, key), known)
+        OBJECTIVES[self.objective].options(self.objective_options)
         if isinstance(self.tokenizer, Tokenizer):
             one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
         if self.curriculum is not None and self.block_size % self.curriculum.block_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import json
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ import torch
 from loquela.checkpoint.files import finish_install, read_json
 from loquela.checkpoint.store import atomic_directory, load_model, save_model, verify
 from loquela.data import shards
+from loquela.data.objectives import OBJECTIVES
+from loquela.data.samples import Material, Task, Text
+from loquela.data.special import Special
 from loquela.data.vocabulary import train_tokenizer
 from loquela.errors import CheckpointError, ConfigError, RecipeError, StorageError
 from loquela.layers.counts import Counting
@@ -51,7 +55,8 @@ class TrainResult:
     model: str
     train_loss: float
     val_loss: float
-    val_bits_per_byte: float
+    val_bits_per_byte: float | None
+    """None where the objective does not ask for each token of a text once."""
     val_tokens: int
     tokens: int
     seconds: float
@@ -81,24 +86,14 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     directory = Path(recipe.output_dir)
-    source = recipe.source  # before anything is made for it
+    recipe.source  # noqa: B018  # before anything is made for it
     with Interruption() as interruption, locked(directory):
         claim(directory, recipe)
         if recipe.resume_from_checkpoint is True and (result := _finished(directory, on_event)):
             return result
         _keep_freed_memory()
         network, tokenizer = _start(recipe, directory, on_event)
-        on_event(Preparing("tokenising the text"))
-        corpus = shards.build(
-            source,
-            tokenizer,
-            directory / "data",
-            encoding=recipe.encoding,
-            validation_fraction=recipe.validation_fraction,
-            progress=lambda done, total: on_event(Preparing("tokenising the text", done / max(1, total))),
-        )
-        for note in corpus.notes:
-            on_event(Note(note))
+        material = _material(recipe, network, tokenizer, directory, on_event)
         optimizer = build(network, recipe)
         which = recipe.resume_from_checkpoint
         if isinstance(network, Counting):
@@ -111,7 +106,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener
             recipe,
             network,
             tokenizer,
-            corpus,
+            material,
             optimizer,
             directory,
             on_event,
@@ -126,6 +121,30 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener
             )
             raise KeyboardInterrupt
         return _finish(run)
+
+
+def _material(recipe: Recipe, network: Network, tokenizer: Tokenizer, directory: Path, on_event: Listener) -> Material:
+    """Tokenise the text, once."""
+    on_event(Preparing("tokenising the text"))
+    corpus = shards.build(
+        recipe.source,
+        tokenizer,
+        directory / "data",
+        encoding=recipe.encoding,
+        validation_fraction=recipe.validation_fraction,
+        progress=lambda done, total: on_event(Preparing("tokenising the text", done / max(1, total))),
+    )
+    for note in corpus.notes:
+        on_event(Note(note))
+    objective = OBJECTIVES[recipe.objective]
+    task = Task(
+        objective,
+        Special.of(tokenizer, network),
+        recipe.seed,
+        objective.options(recipe.objective_options),
+        recipe.attend_across_documents,
+    )
+    return Text(corpus, task)
 
 
 def _start(recipe: Recipe, directory: Path, on_event: Listener) -> tuple[Network, Tokenizer]:
@@ -148,6 +167,7 @@ def _start(recipe: Recipe, directory: Path, on_event: Listener) -> tuple[Network
                 wanted.vocab_size,
                 encoding=recipe.encoding,
                 validation_fraction=recipe.validation_fraction,
+                special_tokens=OBJECTIVES[recipe.objective].special_tokens,
             )
         if tokenizer.note:
             on_event(Note(tokenizer.note))
@@ -168,16 +188,27 @@ def _start(recipe: Recipe, directory: Path, on_event: Listener) -> tuple[Network
             f"sample_prompt must leave room in the context window of {network.context_length} tokens, but has "
             f"{len(tokenizer.encode(recipe.sample_prompt))}"
         )
-    if network.kind != "decoder":
-        raise RecipeError(f"objective {recipe.objective} must have a decoder, but the model is an {network.kind}")
+    objective = OBJECTIVES[recipe.objective]
+    if network.kind not in objective.readers:
+        raise RecipeError(
+            f"objective {objective.name} must have a model that is a {' or '.join(objective.readers)}, but "
+            f"{network.config.model_type} is a {network.kind}"
+        )
+    if recipe.sample_steps is not None and not objective.writes:
+        raise RecipeError(f"sample_steps must not be given: what the objective {objective.name} teaches writes no text")
+    if not recipe.attend_across_documents and "segments" not in inspect.signature(network.hidden).parameters:
+        raise RecipeError(f"attend_across_documents must be true for {network.config.model_type}, but is false")
     return network, tokenizer
 
 
 def _fresh(recipe: Recipe, tokenizer: Tokenizer) -> Network:
     assert isinstance(recipe.model, dict)
     known = {"vocab_size": tokenizer.vocab_size, **_special_ids(tokenizer)}
+    start = next((token for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) if token is not None), None)
     try:
         config = config_from_dict(known | recipe.model)
+        if "decoder_start_token_id" not in recipe.model and hasattr(config, "decoder_start_token_id"):
+            config.decoder_start_token_id = start  # what a published model starts from is another token here
     except ConfigError as error:
         raise RecipeError(f"model: {error}") from None
     torch.manual_seed(recipe.seed)
