@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from loquela.checkpoint.files import (
     verify,
 )
 from loquela.checkpoint.hub import resolve
+from loquela.checkpoint.parts import stored_tensors, write_parts
 from loquela.checkpoint.rules import load_into, to_disk
 from loquela.checkpoint.skeleton import skeleton
-from loquela.checkpoint.tensors import StoredTensor, read_tensors, shown, write_bytes, write_tensors
+from loquela.checkpoint.tensors import StoredTensor, read_tensors, write_bytes, write_tensors
 from loquela.errors import CheckpointError, UsageError
 from loquela.models.base import Config, Network
 from loquela.text.tokenizer import Tokenizer
@@ -45,7 +46,6 @@ __all__ = [
 ]
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")}
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _VOCABULARIES = (
     "tokenizer.json tokenizer.json.gz tokenizer.model spiece.model vocab.json encoder.json vocab.txt".split()
 )
@@ -91,9 +91,18 @@ def write_model(
     directory: Path,
     *,
     generation_config: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Write the files of a model into an empty directory, such as `atomic_directory` yields. May raise `OSError`."""
+    """Write the files of a model into an empty directory, such as `atomic_directory` yields. May raise `OSError`.
+
+    Several processes may write together, each its share of the weights: see `write_parts`.
+    """
     tensors = to_disk(network)
+    write_parts(directory, tensors, metadata={"format": "pt"}, rank=rank, world=world, whole=whole)
+    if rank:
+        return
     ends = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
     config = ends | network.config.to_dict()  # what the config says itself wins
     config.pop("torch_dtype", None)  # the older name of dtype
@@ -103,7 +112,6 @@ def write_model(
     _write_json(directory / "generation_config.json", ends if generation_config is None else generation_config)
     if tokenizer is not None:
         tokenizer.save(directory)
-    write_tensors(directory / WEIGHTS, tensors, {"format": "pt"})
 
 
 def load_model(
@@ -156,43 +164,12 @@ def from_tensors(
     return network.to(device).eval()
 
 
-def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a model directory by name, unread: from one file, or from the shards of an index."""
-    if _has(directory, WEIGHTS):
-        return read_tensors(inside(directory, WEIGHTS))
-    if not _has(directory, INDEX):
-        raise CheckpointError(f"{directory} must have {WEIGHTS} or {INDEX}, but has {_weights_found(directory)}")
-    weight_map = read_json(directory, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{directory / INDEX} must have a weight_map from tensors to files, but has none")
-    shards = {file: inside(directory, file) for file in sorted(set(weight_map.values()))}
-    if absent := [shown(file) for file, path in shards.items() if not path.is_file()]:
-        raise CheckpointError(f"{directory} lacks {len(absent)} of {len(shards)} shards: {', '.join(absent)}")
-    held = {file: read_tensors(path) for file, path in shards.items()}
-    wrong = [f"{shown(name)} is not in {file}" for name, file in weight_map.items() if name not in held[file]]
-    wrong += [
-        f"{shown(name)} is in {file} but not in the index"
-        for file, tensors in held.items()
-        for name in tensors
-        if weight_map.get(name) != file
-    ]
-    if wrong:
-        raise CheckpointError(f"{directory / INDEX} does not tell the truth: {'; '.join(wrong)}")
-    return {name: held[file][name] for name, file in weight_map.items()}
-
-
 def _has(directory: Path, name: str) -> bool:
     return inside(directory, name).is_file()
 
 
 def _what_is(path: Path) -> str:
     return "is a file" if path.exists() else "does not exist"
-
-
-def _weights_found(directory: Path) -> str:
-    """Say which files hold weights that are not opened, so that nobody looks for a mistake of their own."""
-    other = sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5"))
-    return f"only {', '.join(other)} (pickled weights can run code and are never opened)" if other else "neither"
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
