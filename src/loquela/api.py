@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
@@ -19,6 +20,7 @@ from loquela.generation.completion import Completion, Piece, choices, prompt_ids
 from loquela.generation.decode import evaluating
 from loquela.generation.embed import embed
 from loquela.generation.settings import BEAMS, DRAWING, GenerationSettings, known_settings
+from loquela.inspection.watch import Seen, watch
 from loquela.models.base import Network
 from loquela.prompting.budget import fit
 from loquela.text.tokenizer import Tokenizer
@@ -98,6 +100,10 @@ class LanguageModel:
     def score(self, text: str | Iterable[TextPiece], *, window: int | None = None, stride: int | None = None) -> Score:
         """Return log-probabilities per token, perplexity and bits per byte; see `loquela.evaluation.perplexity`."""
         return score(self.network, self.tokenizer, text, window=window, stride=stride)
+
+    def watch(self, *names: str) -> AbstractContextManager[Seen]:
+        """Collect what modules compute, by name, while the `with` runs; see `loquela.inspection.watch`."""
+        return watch(self.network, *names)
 
     # -- text
 

@@ -21,6 +21,7 @@ VERBS = {
     "chat": "Talk to a model in the terminal.",
     "score": "Log-probability, perplexity and bits per byte of a text.",
     "pull": "Fetch a model of the Hugging Face Hub, pinned to a commit.",
+    "inspect": "Look inside: attention, next token, embeddings, logit lens, anatomy and more, as figures or data.",
     "convert": "Convert a checkpoint, with a proof that both give the same logits.",
     "size": "Parameters by part, and the memory to run, tune and train.",
 }
