@@ -28,6 +28,12 @@ class KeyValueCache:
         self._v[:, :, start : self.length] = v
         return self._k[:, :, : self.length], self._v[:, :, : self.length]
 
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Return all so far, as `extend` does; there must be something."""
+        assert self._k is not None
+        assert self._v is not None
+        return self._k[:, :, : self.length], self._v[:, :, : self.length]
+
     def _grown(self, old: Tensor | None, new: Tensor, used: int) -> Tensor:
         batch, heads, _, head_dim = new.shape
         buffer = new.new_empty(batch, heads, max(16, 2 * self.length), head_dim)
@@ -47,6 +53,9 @@ class KeyValueCache:
 
 class Cache:
     """The caches of all layers of a decoder, and how many positions they hold."""
+
+    virtual: int = 0
+    """How many of its first positions stand for no token: a soft prompt (`loquela.peft`)."""
 
     def __init__(self, layers: int) -> None:
         self.layers = [KeyValueCache() for _ in range(layers)]

@@ -24,19 +24,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loquela.peft.attaching import adapters, attach, detach, train_only, trainable, virtual_tokens, wearing
     from loquela.peft.base import METHODS, AdapterConfig, config_for
-    from loquela.peft.storing import load_adapter, save_adapter
+    from loquela.peft.frozen import quantize_base
+    from loquela.peft.merging import combine, merge, unmerge
+    from loquela.peft.storing import load_adapter, read_adapter_config, save_adapter
 
 __all__ = [
     "METHODS",
     "AdapterConfig",
     "adapters",
     "attach",
+    "combine",
     "config_for",
     "detach",
     "load_adapter",
+    "merge",
+    "quantize_base",
+    "read_adapter_config",
     "save_adapter",
     "train_only",
     "trainable",
+    "unmerge",
     "virtual_tokens",
     "wearing",
 ]
@@ -48,7 +55,9 @@ _HOMES = {
     **dict.fromkeys(
         ("adapters", "attach", "detach", "train_only", "trainable", "virtual_tokens", "wearing"), "attaching"
     ),
-    **dict.fromkeys(("load_adapter", "save_adapter"), "storing"),
+    "quantize_base": "frozen",
+    **dict.fromkeys(("combine", "merge", "unmerge"), "merging"),
+    **dict.fromkeys(("load_adapter", "read_adapter_config", "save_adapter"), "storing"),
 }
 
 

@@ -18,6 +18,7 @@ from loquela.peft.saved import add_saved
 from loquela.peft.targets import shared_by_rows
 from loquela.peft.wardrobe import Dressed, Names, Wardrobe, dress, undress, wardrobe_of, worn_by
 from loquela.peft.worn import DressedNetwork
+from loquela.text.tokenizer import Tokenizer
 
 __all__ = ["adapter_of", "adapters", "attach", "detach", "train_only", "trainable", "virtual_tokens", "wearing"]
 
@@ -31,14 +32,24 @@ _TASKS = {
 }
 
 
-def attach(network: Network, config: AdapterConfig, name: str = "default", seed: int = 0) -> Adapter:
+def attach(
+    network: Network,
+    config: AdapterConfig,
+    name: str = "default",
+    seed: int = 0,
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> Adapter:
     """Put a new adapter on `network`, under `name`; nothing wears it yet, and no parameter of the base is changed.
 
     The layers that it reaches become instances of subclasses of their classes; `network.state_dict()` stays the base's.
     Fresh parameters are drawn from `seed` and frozen until `train_only`. Raises `UsageError` for a name in use, a
-    config that names no layer, and a method that makes no sense for this network.
+    config that names no layer, and a method that makes no sense for this network. The `tokenizer` is needed for a soft
+    prompt that starts from a text.
     """
-    draw = draw_for(network, torch.Generator().manual_seed(seed))
+    text = getattr(config, "prompt_tuning_init_text", None)
+    ids = None if text is None or tokenizer is None else torch.tensor(tokenizer.encode(text))
+    draw = draw_for(network, torch.Generator().manual_seed(seed), ids)
     adapter = new_adapter(network, config, name, draw)
     put_on(network, adapter)
     return adapter

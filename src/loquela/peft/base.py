@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache as memoise
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from loquela.errors import ConfigError, UsageError, nearest
+from loquela.layers.cache import Cache
 from loquela.models.base import Network
 from loquela.peft.draw import Draw
 
@@ -131,7 +133,10 @@ class Part:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = {name: nn.Parameter(value, requires_grad=False) for name, value in tensors.items()}
+        self.tensors = {
+            name: value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+            for name, value in tensors.items()
+        }
 
     def __call__(self, layer: Any, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return what `layer` makes of `x` when all rows wear this; `base` is the layer's own forward."""
@@ -153,22 +158,40 @@ class Part:
         raise UsageError(f"{type(self).__name__} computes what no weights of the base can: it cannot be merged")
 
 
-class Virtual:
-    """Positions that a text of an adapter begins with, though they are no tokens.
+class Virtual(ABC):
+    """Positions that a text of an adapter begins with, though no tokens stand for them.
 
     `tensors` are the parameters by their whole name on disk.
     """
 
-    length: int
-    """How many positions."""
+    kept: tuple[object, Cache] | None = None
+    """What they became, and of which values, for as long as nothing changes."""
+    in_encoder: bool = False
+    """Whether an encoder reads them before its text; else a decoder's cache starts with what they became."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = {name: nn.Parameter(value, requires_grad=False) for name, value in tensors.items()}
 
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """How many positions."""
+
+    @abstractmethod
+    def vectors(self) -> Tensor:
+        """Return what an encoder reads in place of embeddings (length, dim)."""
+
+    @abstractmethod
+    def became(self, network: Network) -> Cache:
+        """Return a cache of one row that holds what they become in a decoder."""
+
 
 @dataclass
 class Adapter:
-    """One adapter on one network. `parts` are by the layer's name in code, `disk` has the layers' names on disk."""
+    """One adapter on one network. `parts` are by the layer's name in code.
+
+    `disk` has the layers' names on disk; the tensors of a layer without one are called by their whole names.
+    """
 
     name: str
     config: AdapterConfig
@@ -183,7 +206,8 @@ class Adapter:
             for leaf, parameter in part.tensors.items():
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
-                    yield f"base_model.model.{self.disk[layer]}.{leaf}", parameter
+                    place = f"{self.disk[layer]}." if layer in self.disk else ""
+                    yield f"base_model.model.{place}{leaf}", parameter
         if self.virtual is not None:
             yield from self.virtual.tensors.items()
 
@@ -227,7 +251,7 @@ def config_from_dict(raw: Mapping[str, Any]) -> AdapterConfig:
     return kind.from_dict(raw)
 
 
-def draw_for(network: Network, generator: torch.Generator | None) -> Draw:
+def draw_for(network: Network, generator: torch.Generator | None, text: Tensor | None = None) -> Draw:
     """Return what makes an adapter's tensors: in float32, or float64 where the network computes in that."""
     first = next(p for p in network.parameters() if p.is_floating_point())
-    return Draw(generator, torch.promote_types(first.dtype, torch.float32), first.device)
+    return Draw(generator, torch.promote_types(first.dtype, torch.float32), first.device, text)

@@ -18,6 +18,8 @@ class Draw:
     generator: torch.Generator | None
     dtype: torch.dtype
     device: torch.device
+    text: Tensor | None = None
+    """The ids (n,) of a text to start from."""
 
     def filled(self, value: float, *shape: int) -> Tensor:
         """Every number is `value`."""

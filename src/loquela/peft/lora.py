@@ -29,7 +29,7 @@ from loquela.errors import ConfigError, UsageError
 from loquela.models.base import Network
 from loquela.peft.base import AdapterConfig, Part
 from loquela.peft.draw import Draw
-from loquela.peft.targets import chosen, suffixes
+from loquela.peft.targets import chosen, stored_transposed, suffixes
 
 __all__ = ["CONFIG", "EmbeddingLoRA", "LoRA", "LoRAConfig", "make"]
 
@@ -202,7 +202,7 @@ def make(network: Network, config: LoRAConfig, draw: Draw) -> tuple[LoRAConfig, 
             parts[name] = LoRA(_start(layer, rank, scaling, config, draw), scaling, config.lora_dropout)
     if not isinstance(config.target_modules, list) or config.layers_to_transform is None:
         config = replace(config, target_modules=suffixes(network, picked, _KINDS))
-    return replace(config, fan_in_fan_out=_transposed(network, picked)), parts, picked
+    return replace(config, fan_in_fan_out=stored_transposed(network, picked)), parts, picked
 
 
 def _start(layer: Any, rank: int, scaling: float, config: LoRAConfig, draw: Draw) -> dict[str, Tensor]:
@@ -234,15 +234,6 @@ def _by_name(pattern: dict[str, int], disk: str, default: float) -> float:
         if disk == key or disk.endswith(f".{key}") or re.fullmatch(rf"(.*\.)?({re.escape(key)})", disk):
             return value
     return default
-
-
-def _transposed(network: Network, picked: dict[str, str]) -> bool:
-    rules = {rule[0] for rule in network.renames if len(rule) == 3}
-    return any(_star(f"{name}.weight") in rules for name in picked)
-
-
-def _star(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 CONFIG = LoRAConfig

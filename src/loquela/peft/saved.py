@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from loquela.checkpoint.rules import disk_name
 from loquela.models.base import Network
 from loquela.peft.base import Adapter, Part
 from loquela.peft.draw import Draw
 from loquela.peft.targets import named
 
-__all__ = ["Replaced", "add_saved"]
+__all__ = ["Leaf", "Replaced", "add_saved", "replaced"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a network at one place: its layer in code, its own name there, its whole name on disk."""
+
+    module: str
+    leaf: str
+    disk: str
+    transposed: bool
+    tensor: nn.Parameter
+
+    @classmethod
+    def all(cls, network: Network) -> list[Leaf]:
+        """Return every floating-point parameter at every place where it stands."""
+        prefix = network.base_prefix if network.headless else ""
+        leaves = []
+        for name, module in network.named_modules():
+            for leaf, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
+                if tensor.is_floating_point():
+                    disk, transposed = disk_name(f"{name}.{leaf}", network.renames)
+                    leaves.append(cls(name, leaf, disk.removeprefix(prefix), transposed, tensor))
+        return leaves
 
 
 class Replaced(Part):
@@ -39,7 +63,7 @@ class Replaced(Part):
     def merged(self, layer: Any, weight: float) -> dict[str, Tensor]:
         """The base's values moved towards these."""
         old = {leaf: getattr(layer, leaf).detach() for leaf, _ in self.leaves.values()}
-        return {leaf: torch.lerp(old[leaf], value.to(old[leaf].dtype), weight) for leaf, value in self._values()}
+        return {leaf: old[leaf] + weight * (value.to(old[leaf].dtype) - old[leaf]) for leaf, value in self._values()}
 
     def _values(self) -> Iterator[tuple[str, Tensor]]:
         for name, (leaf, transposed) in self.leaves.items():
@@ -48,30 +72,59 @@ class Replaced(Part):
     @contextmanager
     def _in_place(self, layer: Any) -> Iterator[None]:
         own = {leaf: layer._parameters[leaf] for leaf, _ in self.leaves.values()}
-        dtype = next((p.dtype for p in own.values() if p is not None), torch.float32)
         try:
             for leaf, value in self._values():
-                layer._parameters[leaf] = value.to(dtype)
+                layer._parameters[leaf] = value.to(own[leaf].dtype)
+            _refresh(layer)
             yield
         finally:
             layer._parameters.update(own)
+            _refresh(layer)
 
 
-def copies(layer: Any, leaves: Mapping[str, tuple[str, bool]], draw: Draw) -> dict[str, Tensor]:
-    """Return copies of a layer's tensors as they stand on disk; see `Replaced`."""
-    tensors = {}
-    for name, (leaf, transposed) in leaves.items():
-        own: Tensor = getattr(layer, leaf).detach()
-        value = own.t() if transposed else own
-        tensors[name] = draw.made(tuple(value.shape), value.clone)
-    return tensors
+def _refresh(layer: Any) -> None:
+    """Recurrent kernels keep a list of their tensors beside the table of parameters."""
+    if isinstance(layer, nn.RNNBase):
+        layer._flat_weights = [layer._parameters[name] for name in layer._flat_weights_names]
+
+
+def replaced(network: Network, leaves: Iterable[Leaf], draw: Draw) -> dict[str, Part]:
+    """Return a part for each layer that has some of `leaves`; a tied tensor is replaced by one wherever it stands."""
+    chosen = {id(leaf.tensor): leaf for leaf in reversed([*leaves])}  # the first place names a tied one
+    copies: dict[int, nn.Parameter] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    places: dict[str, dict[str, tuple[str, bool]]] = {}
+    for leaf in Leaf.all(network):
+        first = chosen.get(id(leaf.tensor))
+        if first is None:
+            continue
+        if id(leaf.tensor) not in copies:
+            value = leaf.tensor.detach()
+            value = value.t() if first.transposed else value
+            copies[id(leaf.tensor)] = nn.Parameter(
+                draw.made(tuple(value.shape), value.contiguous().clone), requires_grad=False
+            )
+        tensors.setdefault(leaf.module, {})[first.disk] = copies[id(leaf.tensor)]
+        places.setdefault(leaf.module, {})[first.disk] = leaf.leaf, first.transposed
+    return {module: Replaced(tensors[module], places[module]) for module in tensors}
 
 
 def add_saved(network: Network, adapter: Adapter, draw: Draw) -> None:
-    """Add what `modules_to_save` names to an adapter; raises `UsageError` where it names nothing."""
-    modules = dict(network.named_modules())
-    for name, disk in named(network, adapter.config.modules_to_save or ()).items():
-        leaves = {leaf: (leaf, False) for leaf in modules[name]._parameters if getattr(modules[name], leaf) is not None}
-        if leaves:
-            adapter.parts[name] = Replaced(copies(modules[name], leaves, draw), leaves)
-            adapter.disk[name] = disk
+    """Add what `modules_to_save` names to an adapter; raises `UsageError` where it names nothing.
+
+    As in PEFT, a tensor that is tied becomes the module's own.
+    """
+    wanted = named(network, adapter.config.modules_to_save or ())
+    for leaf in Leaf.all(network):
+        if leaf.module in wanted:
+            value = leaf.tensor.detach()
+            value = value.t() if leaf.transposed else value
+            own = adapter.parts.get(leaf.module)
+            tensors = dict(own.tensors) if isinstance(own, Replaced) else {}
+            places = dict(own.leaves) if isinstance(own, Replaced) else {}
+            tensors[leaf.disk] = nn.Parameter(
+                draw.made(tuple(value.shape), value.contiguous().clone), requires_grad=False
+            )
+            places[leaf.disk] = leaf.leaf, leaf.transposed
+            adapter.parts[leaf.module] = Replaced(tensors, places)
+            adapter.disk.pop(leaf.module, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 from torch import nn
 
@@ -13,22 +12,23 @@ from loquela.errors import ConfigError, UsageError, nearest
 from loquela.layers.experts import MixtureOfExperts
 from loquela.layers.positions import RelativeBias
 from loquela.models.base import Network
+from loquela.peft.base import AdapterConfig
 
-__all__ = ["Targets", "chosen", "disk_names", "ends_with", "named", "shared_by_rows", "suffixes"]
+__all__ = [
+    "HEADS",
+    "chosen",
+    "disk_names",
+    "ends_with",
+    "matches",
+    "named",
+    "shared_by_rows",
+    "stored_transposed",
+    "suffixes",
+]
 
-_HEADS = ("lm_head", "lm_head.decoder", "classifier", "token_classifier")
+HEADS = ("lm_head", "lm_head.decoder", "classifier", "token_classifier")
 """Modules on top of a network, by name in code."""
 _MAX_PATTERN = 1_000
-
-
-class Targets(Protocol):
-    """The settings that choose layers."""
-
-    target_modules: list[str] | str | None
-    exclude_modules: list[str] | str | None
-    layers_to_transform: list[int] | int | None
-    layers_pattern: list[str] | str | None
-    modules_to_save: list[str] | None
 
 
 def disk_names(network: Network) -> dict[str, str]:
@@ -48,7 +48,7 @@ def disk_names(network: Network) -> dict[str, str]:
 
 def chosen(
     network: Network,
-    config: Targets,
+    config: AdapterConfig,
     *,
     default: Sequence[str],
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding),
@@ -61,7 +61,9 @@ def chosen(
     """
     modules, names = dict(network.named_modules()), disk_names(network)
     fit = {name: disk for name, disk in names.items() if isinstance(modules[name], kinds)}
-    targets = config.target_modules
+    targets = getattr(config, "target_modules", None)
+    layers = getattr(config, "layers_to_transform", None)
+    pattern = getattr(config, "layers_pattern", None)
     if targets is None:
         found = [name for name in fit if any(name.endswith(f".{end}") for end in default)]
     elif isinstance(targets, str) and targets.lower() == "all-linear":
@@ -71,18 +73,18 @@ def chosen(
             for name in fit
             if isinstance(modules[name], nn.Linear)
             and not name.startswith(tuple(f"{mixture}." for mixture in inside))
-            and not (name in _HEADS or name.rpartition(".")[0] in _HEADS[2:])
+            and not (name in HEADS or name.rpartition(".")[0] in HEADS[2:])
         ]
     else:
-        found = [name for name, disk in fit.items() if _matches(targets, disk)]
-    excluded, saved = config.exclude_modules, config.modules_to_save or []
+        found = [name for name, disk in fit.items() if matches(targets, disk)]
+    excluded, saved = getattr(config, "exclude_modules", None), config.modules_to_save or []
     found = [
         name
         for name in found
-        if not (excluded and _matches(excluded, fit[name])) and not any(_under(fit[name], m) for m in saved)
+        if not (excluded and matches(excluded, fit[name])) and not any(_under(fit[name], m) for m in saved)
     ]
-    if isinstance(targets, list | None) and config.layers_to_transform is not None:
-        found = [name for name in found if _is_layer(fit[name], config)]
+    if isinstance(targets, list | None) and layers is not None:
+        found = [name for name in found if _is_layer(fit[name], layers, pattern)]
     if not found:
         ends = sorted({disk.rpartition(".")[2] for disk in fit.values()})
         what = "the default ones" if targets is None else repr(targets)
@@ -124,7 +126,7 @@ def suffixes(network: Network, picked: Mapping[str, str], kinds: tuple[type[nn.M
 
 def shared_by_rows(network: Network) -> list[str]:
     """Return the names in code of modules whose inputs do not begin with the rows of a batch."""
-    return _inside(network, RelativeBias) + _inside(network, MixtureOfExperts)
+    return [name for kind in (RelativeBias, MixtureOfExperts, nn.RNNBase) for name in _inside(network, kind)]
 
 
 def ends_with(disk: str, targets: Sequence[str]) -> bool:
@@ -132,13 +134,14 @@ def ends_with(disk: str, targets: Sequence[str]) -> bool:
     return any(disk == target or disk.endswith(f".{target}") for target in targets)
 
 
+def matches(targets: list[str] | str, disk: str) -> bool:
+    """Whether a name on disk is meant by `targets`; see `chosen`."""
+    return _fullmatch(targets, disk) if isinstance(targets, str) else ends_with(disk, targets)
+
+
 def _inside(network: Network, kind: type[nn.Module]) -> list[str]:
     places = [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
     return [f"{name}.experts" if isinstance(module, MixtureOfExperts) else name for name, module in places]
-
-
-def _matches(targets: list[str] | str, disk: str) -> bool:
-    return _fullmatch(targets, disk) if isinstance(targets, str) else ends_with(disk, targets)
 
 
 def _fullmatch(pattern: str, text: str) -> bool:
@@ -156,13 +159,16 @@ def _under(disk: str, module: str) -> bool:
     return f".{module}." in f".{disk}."
 
 
-def _is_layer(disk: str, config: Targets) -> bool:
-    wanted = config.layers_to_transform
-    layers = [wanted] if isinstance(wanted, int) else wanted or []
-    pattern = config.layers_pattern
+def _is_layer(disk: str, wanted: list[int] | int, pattern: list[str] | str | None) -> bool:
+    layers = [wanted] if isinstance(wanted, int) else wanted
     holders = [pattern] if isinstance(pattern, str) else pattern or []
     parts = disk.split(".")
     for index, part in enumerate(parts[1:-1], 1):
         if part.isdigit() and (not holders or parts[index - 1] in holders):
             return int(part) in layers
     return False
+
+
+def stored_transposed(network: Network, picked: Iterable[str]) -> bool:
+    """Whether the matrices of the layers `picked` are (in, out) on disk, as GPT-2's."""
+    return any(disk_name(f"{name}.weight", network.renames)[1] for name in picked)

@@ -21,7 +21,7 @@ from loquela.peft.base import Adapter, Part
 if TYPE_CHECKING:
     from loquela.models.base import Network
 
-__all__ = ["Names", "Wardrobe", "Worn", "dress", "undress", "wardrobe_of"]
+__all__ = ["Dressed", "Inserted", "Names", "Wardrobe", "Worn", "dress", "undress", "wardrobe_of", "worn_by"]
 
 Names: TypeAlias = "str | Sequence[str | None] | None"
 """What is worn: nothing, one adapter by all rows, or one adapter (or None) by each row of the batch."""
@@ -42,12 +42,28 @@ class Worn:
         return self.names if isinstance(self.names, str) else None
 
 
+@dataclass(frozen=True)
+class Inserted:
+    """Vectors that stand in the first positions of what a token embedding gives."""
+
+    place: nn.Module
+    vectors: Tensor
+    """(rows or 1, positions, dim)."""
+
+    def into(self, x: Tensor) -> Tensor:
+        """Replace the first positions of `x` (rows, seq, dim)."""
+        length = self.vectors.shape[1]
+        return torch.cat((self.vectors.to(x.dtype).expand(len(x), -1, -1), x[:, length:]), dim=1)
+
+
 @dataclass
 class Wardrobe:
     """The adapters of one network, and what is worn of them."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
     worn: Worn | None = None
+    inserted: Inserted | None = None
+    """Set while a network reads vectors in place of the first tokens."""
     merged: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
     """What merged adapters replaced: adapter → layer → tensor, as it was."""
     lock: Any = field(default_factory=threading.RLock, repr=False)
@@ -70,6 +86,11 @@ class Dressed:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer, with what is worn."""
+        y = self._forward(x, *args, **kwargs)
+        inserted: Inserted | None = self.wardrobe.inserted
+        return y if inserted is None or inserted.place is not cast(Any, self) else inserted.into(y)
+
+    def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         worn: Worn | None = self.wardrobe.worn
         base: Callable[..., Tensor] = super().forward  # type: ignore[misc]
         layer = cast(nn.Module, self)
