@@ -20,8 +20,11 @@ VERBS = {
     "generate": "Complete a prompt.",
     "chat": "Talk to a model in the terminal.",
     "score": "Log-probability, perplexity and bits per byte of a text.",
+    "evaluate": "What a model can do, in numbers: tasks, metrics, intervals, comparisons.",
     "pull": "Fetch a model of the Hugging Face Hub, pinned to a commit.",
     "inspect": "Look inside: attention, next token, embeddings, logit lens, anatomy and more, as figures or data.",
+    "serve": "Serve a model and its adapters in OpenAI's API, with the playground.",
+    "play": "Open the playground in the browser.",
     "convert": "Convert a checkpoint, with a proof that both give the same logits.",
     "size": "Parameters by part, and the memory to run, tune and train.",
 }

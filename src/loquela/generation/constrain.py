@@ -20,7 +20,7 @@ from loquela.errors import LoquelaError, UsageError
 from loquela.generation.rules import Logits
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Constraint", "constraint", "json_constraint", "regex_constraint"]
+__all__ = ["Constraint", "constraint", "json_constraint", "regex_constraint", "token_bytes"]
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _COMPACT: Any = {"whitespace_pattern": r" ?"}  # a model that may write blanks without end sometimes does
@@ -132,7 +132,7 @@ def _vocabulary(tokenizer: Tokenizer, end_ids: frozenset[int]) -> LLTokenizer:
     views = _known.setdefault(tokenizer, {})
     ends = frozenset(end for end in end_ids if end < tokenizer.vocab_size)
     if ends not in views:
-        tokens = [_bytes_of(tokenizer, token) for token in range(tokenizer.vocab_size)]
+        tokens = [token_bytes(tokenizer, token) for token in range(tokenizer.vocab_size)]
         specials = set(tokenizer.special_tokens.values()) | ends
         nothing = len(tokens)  # a model without an end token: one that its logits do not have
         if not ends:
@@ -144,8 +144,8 @@ def _vocabulary(tokenizer: Tokenizer, end_ids: frozenset[int]) -> LLTokenizer:
     return views[ends]
 
 
-def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes by which `token` makes a text longer, which is not at its beginning."""
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """Return the bytes by which `token` makes a text longer, which is not at its beginning; none for no token."""
     try:
         text = tokenizer.token(token)
     except LoquelaError:

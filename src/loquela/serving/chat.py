@@ -1,0 +1,131 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from loquela.engine.requests import Request, Written
+from loquela.generation.completion import Alternative, Piece
+from loquela.generation.constrain import token_bytes
+from loquela.serving.completions import LEAST_LOG_PROB, usage
+from loquela.serving.failures import ApiError
+from loquela.serving.owners import owner_of
+from loquela.serving.running import Run, until_left
+from loquela.serving.schemas import ChatRequest, Message
+from loquela.serving.state import Served
+from loquela.serving.stream import events
+from loquela.text.chat import render
+
+__all__ = ["chat", "rendered"]
+
+
+async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response:
+    """Answer a conversation `n` times."""
+    adapter = served.adapter(body.model)
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
+    if None not in (body.max_tokens, body.max_completion_tokens):
+        raise ApiError(400, "max_tokens and max_completion_tokens are two names of one", param="max_tokens")
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    settings = served.settings(body, served.model.context_length if asked is None else asked)
+    ids = await rendered(served, body.messages)
+    ids, _ = served.model.fit(ids, settings)
+    request = Request(
+        tuple(ids),
+        settings,
+        served.model.end_ids,
+        top=body.top_logprobs or 0,
+        adapter=adapter,
+        constraint=await served.constraint(body),
+        owner=owner_of(http),
+        seconds=served.options.seconds,
+    )
+    run = Run(served, [request])
+    answer = _Answer(served, bool(body.logprobs), run, settings.n, served.name if adapter is None else adapter)
+    if body.stream:
+        return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
+    return JSONResponse(await until_left(http, answer.whole(), run.cancel))
+
+
+async def rendered(served: Served, messages: list[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    """Return the token ids of a conversation through the model's own template; raises a 400 where it has none."""
+    tokenizer = served.model.tokenizer
+    if tokenizer.chat_template is None:
+        raise ApiError(
+            400,
+            "a conversation needs a chat template, but this model has none: ask /v1/completions to continue a text",
+            param="messages",
+            code="no_chat_template",
+        )
+    turns = [message.as_dict() for message in messages]
+    return await run_in_threadpool(
+        render, turns, tokenizer.chat_template, tokenizer, add_generation_prompt=add_generation_prompt
+    )
+
+
+class _Answer:
+    """Turns the events of a run into OpenAI's objects."""
+
+    def __init__(self, served: Served, wants_logprobs: bool, run: Run, n: int, model: str) -> None:
+        self._served, self._wants_logprobs, self._run, self._n = served, wants_logprobs, run, n
+        self._head: dict[str, Any] = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
+        self._head["model"] = model
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the answer when all has come."""
+        texts: list[list[str]] = [[] for _ in range(self._n)]
+        entries: list[list[Any]] = [[] for _ in range(self._n)]
+        reasons: list[str] = ["length"] * self._n
+        async for _, event in self._run.events():
+            if isinstance(event, Written):
+                texts[event.choice].append(event.piece.text)
+                entries[event.choice] += self._entries(event.piece)
+                reasons[event.choice] = event.piece.finish_reason or "length"
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+                "logprobs": {"content": entries[index], "refusal": None} if self._wants_logprobs else None,
+                "finish_reason": reasons[index],
+            }
+            for index in range(self._n)
+        ]
+        return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(self._run)}
+
+    async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
+        """Yield the answer as it comes."""
+        head = self._head | {"object": "chat.completion.chunk"}
+        extra: dict[str, Any] = {"usage": None} if include_usage else {}
+        for index in range(self._n):
+            yield head | {"choices": [_delta(index, {"role": "assistant", "content": ""})]} | extra
+        async for _, event in self._run.events():
+            if isinstance(event, Written):
+                piece = event.piece
+                logprobs = {"content": self._entries(piece), "refusal": None} if self._wants_logprobs else None
+                if piece.text or logprobs:
+                    yield head | {"choices": [_delta(event.choice, {"content": piece.text}, logprobs)]} | extra
+                if piece.finish_reason:
+                    yield head | {"choices": [_delta(event.choice, {}, None, piece.finish_reason)]} | extra
+        if include_usage:
+            yield head | {"choices": [], "usage": usage(self._run)}
+
+    def _entries(self, piece: Piece) -> list[dict[str, Any]]:
+        if not self._wants_logprobs:
+            return []
+        chosen = self._entry(Alternative(piece.id, self._served.token(piece.id), piece.log_prob))
+        return [chosen | {"top_logprobs": [self._entry(alternative) for alternative in piece.top]}]
+
+    def _entry(self, token: Alternative) -> dict[str, Any]:
+        raw = token_bytes(self._served.model.tokenizer, token.id)
+        return {"token": token.text, "logprob": max(token.log_prob, LEAST_LOG_PROB), "bytes": list(raw)}
+
+
+def _delta(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}

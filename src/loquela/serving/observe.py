@@ -1,0 +1,94 @@
+"""What can be seen from outside: metrics, and a log of one JSON object a line, neither with a word of any prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+__all__ = ["LOG", "JsonLines", "Metrics", "log_bug", "log_to_stderr"]
+
+LOG = logging.getLogger("loquela.serving")
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Metrics:
+    """Counters and histograms of one process; with several workers, those of all (`PROMETHEUS_MULTIPROC_DIR`)."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("loquela_requests", "Answers.", ["path", "status"], registry=self.registry)
+        self.seconds = Histogram(
+            "loquela_request_seconds", "Time to a whole answer.", ["path"], buckets=_SHORT, registry=self.registry
+        )
+        self.queue = self._histogram("loquela_queue_seconds", "Time a request waited for a place.")
+        self.first = self._histogram("loquela_first_token_seconds", "Time from a request to its first token.")
+        self.token = self._histogram("loquela_token_seconds", "Time from one token to the next.")
+        self.prompt_tokens = Counter("loquela_prompt_tokens", "Tokens that went in.", registry=self.registry)
+        self.tokens = Counter("loquela_completion_tokens", "Tokens that came out.", registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str) -> Histogram:
+        return Histogram(name, meaning, buckets=_SHORT, registry=self.registry)
+
+    def watch(self, state: Callable[[], dict[str, int]]) -> None:
+        """Show the scheduler's state as gauges."""
+        self.registry.register(_Gauges(state))
+
+    def text(self) -> bytes:
+        """Return all in Prometheus' text format."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+
+class _Gauges(Collector):
+    def __init__(self, state: Callable[[], dict[str, int]]) -> None:
+        self._state = state
+
+    def collect(self) -> Any:
+        for name, value in self._state().items():
+            yield GaugeMetricFamily(f"loquela_{name}", f"The scheduler's {name}.", value=value)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, what happened, and the fields of `extra={"fields": …}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback is named by its places only, since its message may quote a prompt."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+            line["at"] = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(record.exc_info[2])][-8:]
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_bug(error: BaseException, **fields: Any) -> None:
+    """Log where an error came from, not what it says."""
+    LOG.error("bug", exc_info=(type(error), error, error.__traceback__), extra={"fields": fields})
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Send this server's log, and uvicorn's warnings, to stderr in one form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name, least in (("loquela.serving", level), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(least)

@@ -1,0 +1,174 @@
+"""What one server process holds: the model, its adapters, the scheduler that owns the network."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from loquela import peft
+from loquela.api import LanguageModel, load
+from loquela.engine.scheduler import Limits, Scheduler
+from loquela.errors import TokenizerError, UsageError
+from loquela.generation.constrain import Constraint, constraint
+from loquela.generation.rules import RULES
+from loquela.generation.settings import GenerationSettings, known_settings
+from loquela.serving.answers import ModelCard
+from loquela.serving.failures import ApiError
+from loquela.serving.infill import infill_marks
+from loquela.serving.observe import Metrics
+from loquela.serving.options import Options
+from loquela.serving.schemas import Writing
+
+__all__ = ["Served"]
+
+T = TypeVar("T")
+
+
+class Served:
+    """One model, ready to be asked. `close` ends its scheduler."""
+
+    def __init__(self, options: Options, model: LanguageModel | None = None) -> None:
+        self.options = options
+        self.model = load(options.model) if model is None else model
+        self.name = options.model_name
+        self.adapters: dict[str, Path] = {}
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        for name, directory in options.adapters.items():
+            self._put_on(name, directory)
+        limits = Limits(options.slots, options.queue, options.cache_bytes)
+        self.scheduler = Scheduler(self.model.network, self.model.tokenizer, limits, wear=self.wear)
+        self.metrics.watch(self.scheduler.state)
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Let what runs end within so many seconds, then fail the rest."""
+        self.scheduler.close(seconds)
+
+    def wear(self, name: str | None) -> Any:
+        """Let the network wear an adapter while the context lasts."""
+        return peft.wearing(self.model.network, name)
+
+    # -- names
+
+    def adapter(self, name: str | None) -> str | None:
+        """Return the adapter that a request's `model` names, None for the base model; raises a 404."""
+        if name is None or name == self.name:
+            return None
+        if name not in self.adapters:
+            raise ApiError(
+                404,
+                f"model must be one of {', '.join([self.name, *self.adapters])}, but is another",
+                param="model",
+                code="model_not_found",
+            )
+        return name
+
+    def card(self, name: str | None) -> ModelCard:
+        """Describe the base model (None) or an adapter."""
+        tokenizer = self.model.tokenizer
+        return ModelCard(
+            id=self.name if name is None else name,
+            created=self.created,
+            parent=None if name is None else self.name,
+            max_model_len=self.model.context_length,
+            kind=self.model.network.kind,
+            chat=tokenizer.chat_template is not None,
+            infill=infill_marks(tokenizer) is not None,
+            defaults=known_settings(self.model.generation_config),
+        )
+
+    async def load_adapter(self, name: str, directory: Path) -> None:
+        """Put an adapter on, between two steps of the scheduler."""
+        if name == self.name or name in self.adapters:
+            raise UsageError(f"an adapter's name must be a new one, but {name!r} is taken: unload it first")
+        await self.run(lambda: self._put_on(name, directory))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Take an adapter off; raises `UsageError` while a request wears it."""
+        if self.adapter(name) is None:
+            raise UsageError(f"{name!r} is the base model: only an adapter can be unloaded")
+
+        def take_off() -> None:
+            self.scheduler.forget(name)
+            peft.detach(self.model.network, name)
+            del self.adapters[name]
+
+        await self.run(take_off)
+
+    def _put_on(self, name: str, directory: Path) -> None:
+        if name == self.name or name in self.adapters:
+            raise UsageError(f"adapters and model must have different names, but {name!r} is there twice")
+        peft.load_adapter(self.model.network, directory, name)
+        self.adapters[name] = directory
+
+    # -- work
+
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run a job that uses the network in the scheduler's thread, between two steps."""
+        return await asyncio.wrap_future(self.scheduler.call(job))
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return a text's token ids; a long text is no reason to keep others waiting."""
+        if len(text) < 4096:
+            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await run_in_threadpool(self.model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise a 400 for token ids that the model does not have."""
+        wrong = [token for token in ids if token >= self.model.network.vocab_size]
+        if wrong:
+            raise UsageError(f"token ids must be below {self.model.network.vocab_size}, but one is {wrong[0]}")
+
+    def token(self, token: int) -> str:
+        """Return a token as a person reads it; a row of the model beyond the tokenizer's tokens has no text."""
+        try:
+            return self.model.tokenizer.token(token)
+        except TokenizerError:
+            return ""
+
+    def settings(self, body: Writing, max_new_tokens: int) -> GenerationSettings:
+        """Return what a request asks for, else what generation_config.json says, else OpenAI's defaults."""
+        given = {name: value for name in RULES if (value := getattr(body, name)) is not None}
+        said = known_settings(self.model.generation_config)
+        if "temperature" not in given:
+            if said.get("do_sample") is False or ("do_sample" not in said and said.get("num_beams", 1) > 1):
+                given |= {"do_sample": False}  # beams are not offered to many at once: the most probable comes nearest
+            elif "temperature" not in said:
+                given["temperature"] = 1.0
+        if "top_k" not in given and "top_k" not in said:
+            given["top_k"] = 0
+        if beyond := [key for key in given.get("logit_bias", {}) if int(key) >= self.model.network.vocab_size]:
+            raise ApiError(
+                400,
+                f"logit_bias must name token ids below {self.model.network.vocab_size}, but names {beyond[0]}",
+                param="logit_bias",
+                code="invalid_value",
+            )
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        seed = secrets.randbelow(2**31) if body.seed is None else body.seed
+        return self.model.settings(
+            **given, max_new_tokens=max_new_tokens, stop=stop, seed=seed, n=body.n or 1, num_beams=1
+        )
+
+    async def constraint(self, body: Writing) -> Constraint | None:
+        """Return what the text must fit, if a request asks for it; a large schema takes its time in another thread."""
+        wanted, schema = body.response_format, None
+        if wanted is not None and wanted.type == "json_object":
+            schema = {"type": "object"}
+        elif wanted is not None and wanted.type == "json_schema":
+            if wanted.json_schema is None:
+                raise ApiError(
+                    400, "a response_format of type json_schema must have a json_schema", code="invalid_value"
+                )
+            schema = wanted.json_schema.schema_
+        if schema is None and body.regex is None:
+            return None
+        return await run_in_threadpool(
+            constraint, self.model.tokenizer, json_schema=schema, regex=body.regex, end_ids=self.model.end_ids
+        )

@@ -1,0 +1,87 @@
+"""Texts, tokens and vectors: /v1/embeddings, /tokenize, /detokenize."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+from starlette.requests import Request as HttpRequest
+
+from loquela.generation.embed import embed
+from loquela.serving.answers import Detokenized, EmbeddingAnswer, EmbeddingEntry, Tokenized, UsageAnswer
+from loquela.serving.chat import rendered
+from loquela.serving.failures import ApiError
+from loquela.serving.running import until_left
+from loquela.serving.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from loquela.serving.state import Served
+
+__all__ = ["detokenize", "embeddings", "tokenize"]
+
+
+async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> EmbeddingAnswer:
+    """Return a vector for each text. Each text is read by itself, between two steps of those who write."""
+    adapter = served.adapter(body.model)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    model, left = served.model, False
+
+    def one(text: str) -> list[float]:
+        with served.wear(adapter):
+            vector: list[float] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().tolist()
+        return vector
+
+    async def all_of_them() -> list[list[float]]:
+        return [await served.run(lambda text=text: one(text)) for text in texts if not left]  # type: ignore[misc]
+
+    def leave() -> None:
+        nonlocal left
+        left = True
+
+    vectors = await until_left(http, all_of_them(), leave)
+    if body.dimensions is not None and body.dimensions != len(vectors[0]):
+        raise ApiError(
+            400,
+            f"dimensions must be the model's {len(vectors[0])} or left out, but is {body.dimensions}",
+            param="dimensions",
+            code="invalid_value",
+        )
+    spent = sum([len(await served.encode(text)) for text in texts])
+    return EmbeddingAnswer(
+        model=served.name if adapter is None else adapter,
+        data=[
+            EmbeddingEntry(index=index, embedding=_base64(vector) if body.encoding_format == "base64" else vector)
+            for index, vector in enumerate(vectors)
+        ],
+        usage=UsageAnswer(prompt_tokens=spent, total_tokens=spent),
+    )
+
+
+def _base64(vector: list[float]) -> str:
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
+
+
+async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> Tokenized:
+    """Return the tokens of a text, or of a conversation as the model sees it."""
+    served.adapter(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
+    if body.messages is not None:
+        if body.add_special_tokens is not None:
+            raise ApiError(400, "add_special_tokens goes with prompt: a template writes them itself", param="prompt")
+        ids = await rendered(served, body.messages, add_generation_prompt=body.add_generation_prompt is not False)
+    else:
+        if body.add_generation_prompt is not None:
+            raise ApiError(400, "add_generation_prompt goes with messages", param="add_generation_prompt")
+        ids = await served.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
+    return Tokenized(
+        tokens=ids,
+        token_strs=[served.token(token) for token in ids],
+        count=len(ids),
+        max_model_len=served.model.context_length,
+    )
+
+
+async def detokenize(served: Served, http: HttpRequest, body: DetokenizeRequest) -> Detokenized:
+    """Return the text of token ids, special tokens included."""
+    served.adapter(body.model)
+    served.check_ids(body.tokens)
+    return Detokenized(prompt=served.model.tokenizer.decode(body.tokens, skip_special_tokens=False))

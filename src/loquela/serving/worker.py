@@ -1,0 +1,131 @@
+"""Running the app: in this process, or in several behind one port."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from types import FrameType
+
+import uvicorn
+
+from loquela.errors import UsageError
+from loquela.serving.app import build
+from loquela.serving.observe import LOG, log_to_stderr
+from loquela.serving.options import Options
+from loquela.serving.protocol import HEADER_BYTES, PatientProtocol
+from loquela.serving.state import Served
+
+__all__ = ["bind", "run"]
+
+
+def bind(options: Options) -> socket.socket:
+    """Return a listening socket; raises `UsageError` for an address that cannot be had."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+        listener.listen(2048)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise UsageError(f"the server cannot listen at {options.host} port {options.port}: {error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def run(options: Options, listener: socket.socket, ready: Callable[[Served], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then let what runs end; a second signal leaves at once."""
+    if options.workers == 1:
+        _serve(options, listener, ready)
+    else:
+        _Family(options, listener).run()
+
+
+def _serve(options: Options, listener: socket.socket, ready: Callable[[Served], None] | None = None) -> None:
+    log_to_stderr()
+    served = Served(options)
+    config = uvicorn.Config(
+        build(served),
+        http=PatientProtocol,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        backlog=2048,
+    )
+    server = uvicorn.Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has drained: that is the end
+        signal.signal(number, lambda *_: None)
+    LOG.info("serving", extra={"fields": {"host": options.host, "port": listener.getsockname()[1], "pid": os.getpid()}})
+    if ready is not None:
+        ready(served)
+    asyncio.run(server.serve(sockets=[listener]))
+    served.close()
+    LOG.info("closed")
+
+
+class _Family:
+    """Several processes that accept on one socket; one that dies is replaced."""
+
+    def __init__(self, options: Options, listener: socket.socket) -> None:
+        self._options, self._listener = options, listener
+        self._context = multiprocessing.get_context("spawn")
+        self._ending = 0
+
+    def run(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="loquela-metrics-") as metrics:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._end)
+            children = [self._start() for _ in range(self._options.workers)]
+            failures = 0
+            while not self._ending:
+                time.sleep(0.1)
+                for index, child in enumerate(children):
+                    if not child.is_alive() and not self._ending:
+                        failures += 1
+                        if failures > 5 * len(children):
+                            self._ending = 1
+                        children[index] = self._start()
+            self._tell(children, signal.SIGTERM)
+            while any(child.is_alive() for child in children):
+                if self._ending > 1:
+                    self._tell(children, signal.SIGKILL)
+                time.sleep(0.05)
+            if failures > 5 * len(children):
+                raise UsageError("the workers die as soon as they are started: their log says why")
+
+    def _start(self) -> BaseProcess:
+        child = self._context.Process(target=_child, args=(self._options, self._listener), daemon=False)
+        child.start()
+        return child
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ending += 1
+
+    @staticmethod
+    def _tell(children: list[BaseProcess], number: signal.Signals) -> None:
+        for child in children:
+            if child.is_alive() and child.pid is not None:
+                os.kill(child.pid, number)
+
+
+def _child(options: Options, listener: socket.socket) -> None:
+    try:
+        _serve(options, listener)
+    except Exception as error:
+        sys.stderr.write(f"loquela: {error}\n")
+        sys.exit(1)
