@@ -21,15 +21,17 @@ from loquela.version import VERSION
 if TYPE_CHECKING:
     from loquela.api import LanguageModel, load
     from loquela.errors import LoquelaError
+    from loquela.evaluation.run import evaluate
     from loquela.inspection import inspect
     from loquela.training.run import train
 
-__all__ = ["LanguageModel", "LoquelaError", "__version__", "inspect", "load", "train"]
+__all__ = ["LanguageModel", "LoquelaError", "__version__", "evaluate", "inspect", "load", "train"]
 
 __version__ = VERSION
 _HOMES = {
     "LanguageModel": "loquela.api",
     "LoquelaError": "loquela.errors",
+    "evaluate": "loquela.evaluation.run",
     "inspect": "loquela.inspection",
     "load": "loquela.api",
     "train": "loquela.training.run",

@@ -6,12 +6,13 @@ Bits per byte compare models with different tokenizers; perplexity, which is per
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from loquela.data.readers import Piece
@@ -20,7 +21,7 @@ from loquela.generation.decode import evaluating
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Score", "score", "score_ids"]
+__all__ = ["Prepared", "Score", "prepare", "score", "score_ids", "score_windows"]
 
 _HEAD_ROWS = 512
 """Positions whose logits are in memory at a time: with a vocabulary of 150,000 a whole window would take gigabytes."""
@@ -58,20 +59,21 @@ class Score:
         return -self.log_prob / math.log(2) / self.n_bytes
 
 
-def score(
-    network: Network,
-    tokenizer: Tokenizer,
-    text: str | Iterable[Piece],
-    *,
-    window: int | None = None,
-    stride: int | None = None,
-) -> Score:
-    """Score a text, given whole or in the pieces that a reader cuts; between documents stands the EOS token.
+@dataclass(frozen=True)
+class Prepared:
+    """A text as a model reads it: what is scored is every token but the first."""
 
-    `window` is the context window unless given, `stride` half the window: a token of a long text then sees at least
-    half a window, at twice the cost of `stride=window`, the way of a validation loss. Before the first token stands
-    BOS; without one the first token is given and not scored, and `notes` says so. Raises `DataError` for a text with
-    nothing to score.
+    ids: list[int]
+    n_bytes: int
+    """UTF-8 bytes of what is scored."""
+    notes: tuple[str, ...]
+
+
+def prepare(tokenizer: Tokenizer, text: str | Iterable[Piece]) -> Prepared:
+    """Return the tokens of a text, given whole or in the pieces that a reader cuts; between documents stands EOS.
+
+    Before the first token stands BOS; without one the first token is given and not scored, and `notes` says so.
+    Raises `DataError` for a text with nothing to score.
     """
     pieces = [Piece(text, ends_document=True)] if isinstance(text, str) else text
     ids: list[int] = []
@@ -94,6 +96,25 @@ def score(
         raise DataError(f"a text must have a token to score after the first, but has {len(ids)} in all")
     if tokenizer.unk_id is not None and (unknown := ids.count(tokenizer.unk_id)):
         notes.append(f"{unknown} tokens are unknown to this tokenizer; what they hid costs nothing here")
+    return Prepared(ids, n_bytes, tuple(notes))
+
+
+def score(
+    network: Network,
+    tokenizer: Tokenizer,
+    text: str | Iterable[Piece],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+) -> Score:
+    """Score a text as `prepare` reads it.
+
+    `window` is the context window unless given, `stride` half the window: a token of a long text then sees at least
+    half a window, at twice the cost of `stride=window`, the way of a validation loss. Raises `DataError` for a text
+    with nothing to score.
+    """
+    prepared = prepare(tokenizer, text)
+    ids = prepared.ids
     window = network.context_length if window is None else window
     stride = max(1, window // 2) if stride is None else stride
     log_probs = score_ids(network, ids, window=window, stride=stride)
@@ -103,10 +124,10 @@ def score(
     return Score(
         tokens=len(ids) - 1,
         log_prob=total,
-        n_bytes=n_bytes,
+        n_bytes=prepared.n_bytes,
         window=window,
         stride=stride,
-        notes=tuple(notes),
+        notes=prepared.notes,
         ids=np.array(ids, dtype=np.int64),
         log_probs=np.concatenate(([math.nan], log_probs)),
     )
@@ -118,6 +139,17 @@ def score_ids(network: Network, ids: Sequence[int], *, window: int, stride: int)
     Windows of `window` tokens start every `stride` tokens; each scores the tokens that the one before it did not.
     With `stride=window` they are the blocks of a validation loss. Raises `UsageError` for impossible sizes.
     """
+    parts = [part for _, part in score_windows(network, ids, window=window, stride=stride)]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def score_windows(
+    network: Network, ids: Sequence[int], *, window: int, stride: int, skip: Container[int] = ()
+) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+    """Yield each window's number and the log-probabilities of the tokens that it scores; those in `skip` are left out.
+
+    See `score_ids`. A window's figures do not depend on any other window.
+    """
     if network.kind != "decoder":
         raise UsageError(
             f"a scored model must be a decoder-only one, but {network.config.model_type} is {network.kind}"
@@ -127,18 +159,25 @@ def score_ids(network: Network, ids: Sequence[int], *, window: int, stride: int)
     if not 1 <= stride <= window:
         raise UsageError(f"stride must be from 1 to the window of {window}, but is {stride}")
     tokens = torch.tensor(ids, device=next(network.parameters()).device)
-    log_probs = np.empty(len(ids) - 1)
-    done = start = 0
-    while done < len(log_probs):
-        end = min(start + window, len(log_probs))
-        with evaluating(network):
-            hidden = network.hidden(tokens[None, start:end])[0]
-            while done < end:
-                stop = min(done + _HEAD_ROWS, end)
-                logits = network.head(hidden[done - start : stop - start])
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                losses = F.cross_entropy(logits, tokens[done + 1 : stop + 1], reduction="none")
-                log_probs[done:stop] = -losses.double().cpu().numpy()
-                done = stop
-        start += stride
+    total = len(ids) - 1
+    done = number = 0
+    while done < total:
+        start = number * stride
+        end = min(start + window, total)
+        if number not in skip:
+            yield number, _window(network, tokens, start, done, end)
+        number, done = number + 1, end
+
+
+def _window(network: Network, tokens: Tensor, start: int, done: int, end: int) -> npt.NDArray[np.float64]:
+    """Read `tokens` (seq,) from `start` to `end`; score those that follow position `done` and later ones."""
+    log_probs = np.empty(end - done)
+    with evaluating(network):
+        hidden = network.hidden(tokens[None, start:end])[0]
+        for first in range(done, end, _HEAD_ROWS):
+            stop = min(first + _HEAD_ROWS, end)
+            logits = network.head(hidden[first - start : stop - start])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            losses = F.cross_entropy(logits, tokens[first + 1 : stop + 1], reduction="none")
+            log_probs[first - done : stop - done] = -losses.double().cpu().numpy()
     return log_probs

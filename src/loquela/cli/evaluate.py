@@ -1,0 +1,275 @@
+"""`loquela evaluate`: what a model can do, in numbers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loquela.cli.output import console, note, print_json
+from loquela.cli.terminal import write
+
+if TYPE_CHECKING:
+    from loquela.evaluation.plan import Settings
+    from loquela.evaluation.results import TaskResult
+    from loquela.evaluation.run import Evaluation, Prepared
+    from loquela.evaluation.subject import Subject
+
+__all__ = ["app"]
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Model directory; several give a curve.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Name, YAML task or data file.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Adapter directory for the model.")] = None,
+    url: Annotated[str | None, typer.Option(help="Ask a server instead, e.g. http://127.0.0.1:8000/v1.")] = None,
+    versus: Annotated[str | None, typer.Option(help="Model directory to compare with, item by item.")] = None,
+    shots: Annotated[str, typer.Option(help="Examples in the prompt; 0,1,2,4 gives a curve.")] = "0",
+    select: Annotated[str, typer.Option(help="random, balanced, nearest, or numbers of examples: 3,17,5.")] = "random",
+    seed: Annotated[int, typer.Option(help="Another seed draws other shots.")] = 0,
+    orders: Annotated[int, typer.Option(min=1, help="Ask with the shots in so many orders.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Ask so many items, drawn from all over the set.")] = None,
+    by: Annotated[str, typer.Option(help="Choose by likelihood or by generation.")] = "likelihood",
+    corrected: Annotated[bool, typer.Option(help="Also correct for how likely choices are by themselves.")] = False,
+    chat: Annotated[bool, typer.Option(help="Prompts go through the model's chat template.")] = False,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of the data sets [default: LOQUELA_DATA].")] = None,
+    hub: Annotated[bool, typer.Option(help="Take the rows from the Hugging Face Hub.")] = False,
+    log: Annotated[Path | None, typer.Option(help="Keep a record per item in this .jsonl; goes on from it.")] = None,
+    contamination: Annotated[
+        list[Path] | None, typer.Option(help="Training text in which test items are looked for.")
+    ] = None,
+    chart: Annotated[Path | None, typer.Option(help="Draw score against shots in this .html.")] = None,
+    allow_code_execution: Annotated[bool, typer.Option(help="Run programs that the model writes.")] = False,
+    list_tasks: Annotated[bool, typer.Option("--list", help="List the tasks that come with the package.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Evaluate a model on tasks, with intervals, and with what chance and the commonest answer reach.
+
+    Multiple choice is scored by likelihood: raw, per token and per byte. A classifier and an embedding model are asked
+    as what they are. No score depends on a batch size or an order.
+    """
+    from loquela.evaluation import task as tasks
+
+    if list_tasks:
+        _list([tasks.named(name) for name in tasks.names()], json)
+        return
+
+    from loquela.errors import UsageError
+    from loquela.evaluation.plan import Settings
+    from loquela.evaluation.run import prepare_task
+
+    if not task:
+        raise UsageError("evaluate needs a task: --task NAME or --task FILE (--list shows the names)")
+    if (not model) == (url is None) and not (model and url and len(model) == 1):
+        raise UsageError("evaluate needs a model: -m DIR, or --url http://HOST:PORT/v1 (-m is then its name there)")
+    counts = _counts(shots)
+    by_way: Any = by
+    settings = Settings(counts[0], select, seed, 0, by_way, corrected, chat, limit, allow_code_execution).check()
+    prepared = [prepare_task(name, data_dir=data_dir, hub=hub) for name in task]  # before a model is read
+    several = len(counts) > 1 or len(model or []) > 1 or chart is not None
+    if several:
+        if versus or log or contamination or orders > 1:
+            raise UsageError("a curve has no --versus, --log, --contamination or --orders: ask for one number of shots")
+        _curve(model or [], url, adapter, prepared, settings, counts, chart, json)
+        return
+    subject = _subject(model[0] if model else None, url, adapter, chat)
+    found, orders_found = _evaluate(subject, prepared, settings, log, orders)
+    extra: dict[str, dict[str, Any]] = {one.task.name: {} for one in prepared}
+    for name, spread in orders_found.items():
+        extra[name]["orders"] = spread
+    if versus:
+        _versus(versus, prepared, settings, found, log, extra)
+    if contamination:
+        _contamination(contamination, prepared, found, extra)
+    result = found.as_dict()
+    for name, more in extra.items():
+        result["results"][name] |= more
+    if json:
+        print_json(result | {"model": subject.name})
+        return
+    _table(found, extra)
+
+
+def _subject(model: str | None, url: str | None, adapter: str | None, chat: bool) -> Subject:
+    from loquela.errors import UsageError
+
+    if url is not None:
+        from loquela.evaluation.remote import RemoteSubject
+
+        if adapter:
+            raise UsageError("--adapter has no effect on a server: name the adapter as its model with -m")
+        return RemoteSubject(url, model, chat=chat)
+
+    from loquela.api import load
+    from loquela.cli.threads import suit_threads
+    from loquela.evaluation.local import LocalSubject
+
+    assert model is not None
+    given: Any = {"adapter": adapter} if adapter else {}
+    opened = load(model, **given)
+    suit_threads(opened)
+    return LocalSubject(opened, name=model if adapter is None else f"{model}+{adapter}", chat=chat)
+
+
+def _evaluate(
+    subject: Subject, prepared: list[Prepared], settings: Settings, log: Path | None, orders: int
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Ask; then again with the shots in other orders, and say how far the scores spread."""
+    from loquela.errors import UsageError
+
+    if orders > 1 and settings.shots < 2:
+        raise UsageError(f"shots have an order from 2 on, but shots is {settings.shots}: leave --orders out")
+    found = _run(subject, prepared, settings, log)
+    scores = {name: [result.score] for name, result in found.results.items()}
+    for order in range(1, orders):
+        again = _run(subject, prepared, replace(settings, order=order), None)
+        for name, result in again.results.items():
+            scores[name].append(result.score)
+    if orders == 1:
+        return found, {}
+    return found, {n: {"scores": s, "min": min(s), "max": max(s), "mean": sum(s) / len(s)} for n, s in scores.items()}
+
+
+def _run(subject: Subject, prepared: list[Prepared], settings: Settings, log: Path | None) -> Evaluation:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from loquela.evaluation.run import run
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        shown: dict[str, Any] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in shown:
+                shown[name] = bars.add_task(name, total=total)
+            bars.update(shown[name], completed=done)
+
+        return run(subject, prepared, settings, log=log, progress=progress)
+
+
+def _versus(
+    other: str, prepared: list[Prepared], settings: Settings, found: Evaluation, log: Path | None, extra: dict[str, Any]
+) -> None:
+    from loquela.evaluation.compare import compare
+
+    beside = None if log is None else log.with_name(f"{log.stem}-versus{log.suffix}")
+    theirs = _run(_subject(other, None, None, settings.chat), prepared, settings, beside)
+    for one in prepared:
+        name = one.task.name
+        extra[name]["versus"] = {"model": other, **compare(one.task, found.results[name], theirs.results[name])}
+
+
+def _contamination(files: list[Path], prepared: list[Prepared], found: Evaluation, extra: dict[str, Any]) -> None:
+    from itertools import chain
+
+    from loquela.data.readers import read_pieces
+    from loquela.evaluation.contamination import item_texts, overlap, report
+
+    for one in prepared:
+        if one.task.kind == "perplexity":
+            text = "".join(piece.text for piece in read_pieces(one.file))
+            items = {i: [line] for i, line in enumerate(text.split("\n")) if line.strip()}
+        else:
+            items = item_texts(one.task, one.rows)
+        pieces = chain.from_iterable(read_pieces(file) for file in files)
+        shared = overlap(items, pieces)
+        extra[one.task.name]["contamination"] = report(one.task, found.results[one.task.name], shared)
+
+
+def _curve(
+    models: list[str],
+    url: str | None,
+    adapter: str | None,
+    prepared: list[Prepared],
+    settings: Settings,
+    counts: list[int],
+    chart: Path | None,
+    json: bool,
+) -> None:
+    from loquela.evaluation.curve import Point, write_chart
+
+    points, seconds, asked = [], 0.0, 0
+    asked_models: list[str | None] = [*models] or [None]
+    for model in asked_models:
+        subject = _subject(model, url, adapter, settings.chat)
+        for count in counts:
+            found = _run(subject, prepared, replace(settings, shots=count), None)
+            points += [Point(subject.name, count, result) for result in found.results.values()]
+            seconds, asked = seconds + found.seconds, asked + found.asked
+    if chart is not None:
+        write_chart(points, chart)
+        note(f"chart: {chart}")
+    if json:
+        results = {point.result.task: point.result.as_dict() for point in points}
+        curve = [point.as_dict() for point in points]
+        print_json({"results": results, "curve": curve, "seconds": seconds, "items_per_second": asked / seconds})
+        return
+    write(f"{'model':<28} {'task':<20} {'shots':>5} {'score':>9}  95 % interval\n")
+    for point in points:
+        result = point.result
+        name = point.model if len(point.model) <= 28 else "…" + point.model[-27:]
+        write(f"{name:<28} {result.task:<20} {point.shots:>5} {result.score:>9.4f}  {_interval(result)}\n")
+
+
+def _counts(shots: str) -> list[int]:
+    from loquela.errors import UsageError
+
+    try:
+        counts = [int(part) for part in shots.split(",")]
+    except ValueError:
+        raise UsageError(f"shots must be a number or several as 0,1,2,4, but is {shots!r}") from None
+    if len(set(counts)) < len(counts):
+        raise UsageError(f"shots must be different numbers, but is {shots!r}")
+    return counts
+
+
+def _interval(result: TaskResult) -> str:
+    return f"{result.ci95[0]:.4f} to {result.ci95[1]:.4f}"
+
+
+def _table(found: Evaluation, extra: dict[str, dict[str, Any]]) -> None:
+    """Print a line per metric, the main one with chance and the commonest answer beside it."""
+    write(f"{'task':<24} {'metric':<20} {'score':>10}  {'95 % interval':<22} {'n':>6} {'chance':>8} {'majority':>8}\n")
+    for name, result in found.results.items():
+        order = [result.metric, *(metric for metric in result.scores if metric != result.metric)]
+        for metric in order:
+            low, high = result.intervals[metric]
+            line = f"{name if metric == result.metric else '':<24} {metric:<20} {result.scores[metric]:>10.4f}  "
+            line += f"{f'{low:.4f} to {high:.4f}':<22}"
+            if metric == result.metric:
+                line += f" {result.n:>6} {_number(result.chance):>8} {_number(result.majority):>8}"
+            write(line.rstrip() + "\n")
+        for what, said in extra[name].items():
+            write(f"  {what}: {_said(said)}\n")
+        for line in result.notes:
+            note(f"{name}: {line}")
+    note(f"{found.asked} items in {found.seconds:.1f} s")
+    sys.stdout.flush()
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_said, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _list(found: list[Any], json: bool) -> None:
+    if json:
+        print_json({"tasks": [{"name": one.name, "kind": one.kind, "about": one.about} for one in found]})
+        return
+    for one in found:
+        write(f"{one.name:<24} {one.kind:<10} {one.about}\n")

@@ -1,0 +1,106 @@
+"""Were the test items in the training text? Overlap of word n-grams, as GPT-3's authors measured (arXiv:2005.14165, C).
+
+Only the n-grams of the test are in memory; the training text streams past and may be of any size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loquela.data.readers import Piece
+from loquela.errors import UsageError
+from loquela.evaluation.results import TaskResult, summarise
+from loquela.evaluation.rows import Row
+from loquela.evaluation.task import Task
+from loquela.prompting.templates import fill
+
+__all__ = ["Overlap", "item_texts", "overlap", "report", "words"]
+
+LONGEST, SHORTEST = 13, 8
+"""Words of an n-gram, and of the shortest text that is looked for as a whole: fewer are found by chance."""
+_WORD = re.compile(r"\w+")
+_FIELD = re.compile(r"\{([^{}|]+)[^{}]*\}")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Which items share an n-gram with the training text. `unchecked` are too short to tell."""
+
+    contaminated: frozenset[int]
+    unchecked: frozenset[int]
+    checked: int
+    training_words: int
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text as they are compared: without case and punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def item_texts(task: Task, rows: Sequence[Row]) -> dict[int, list[str]]:
+    """Return the texts of each row that its prompt or answer shows, each by itself and without the template's words."""
+    templates = [*(task.prompt if isinstance(task.prompt, list) else [task.prompt]), task.target, task.text, task.pair]
+    fields = list(dict.fromkeys(f for template in templates if template for f in _FIELD.findall(template)))
+    return {i: [fill(f"{{{field}}}", row) for field in fields] for i, row in enumerate(rows)}
+
+
+def overlap(items: Mapping[int, Sequence[str]], training: Iterable[Piece], *, n: int = LONGEST) -> Overlap:
+    """Return the items of which one text shares `n` words in a row with the training text.
+
+    A text of fewer than `n` words is looked for whole, down to 8. Raises `UsageError` for an n below that.
+    """
+    if n < SHORTEST:
+        raise UsageError(f"n-grams must have at least {SHORTEST} words, but have {n}: fewer are found by chance")
+    wanted: dict[int, dict[tuple[str, ...], set[int]]] = {}
+    unchecked = set()
+    for item, texts in items.items():
+        found = False
+        for text in map(words, texts):
+            size = min(n, len(text))
+            if size >= SHORTEST:
+                found = True
+                grams = wanted.setdefault(size, {})
+                for i in range(len(text) - size + 1):
+                    grams.setdefault(tuple(text[i : i + size]), set()).add(item)
+        if not found:
+            unchecked.add(item)
+    hit: set[int] = set()
+    count = 0
+    for stretch, fresh in _stretches(training, n - 1):
+        count += fresh
+        for size, grams in wanted.items():
+            for i in range(len(stretch) - size + 1):
+                items_of = grams.get(tuple(stretch[i : i + size]))
+                if items_of is not None:
+                    hit |= items_of
+    return Overlap(frozenset(hit), frozenset(unchecked), len(items) - len(unchecked), count)
+
+
+def _stretches(pieces: Iterable[Piece], keep: int) -> Iterator[tuple[list[str], int]]:
+    """Yield the words of each piece after the last `keep` of the piece before it, and how many are new."""
+    before: list[str] = []
+    for piece in pieces:
+        fresh = words(piece.text)
+        stretch = before + fresh
+        yield stretch, len(fresh)
+        before = [] if piece.ends_document else stretch[-keep:]
+
+
+def report(task: Task, result: TaskResult, found: Overlap) -> dict[str, Any]:
+    """Return what the overlap means for a result: its size, and the score of the items that are clean."""
+    asked = {record["item"] for record in result.records} if task.kind != "perplexity" else set()
+    hit = found.contaminated & asked if asked else found.contaminated
+    clean = [record for record in result.records if record["item"] not in found.contaminated]
+    said: dict[str, Any] = {
+        "items": len(hit),
+        "share": len(hit) / max(1, len(asked) or found.checked),
+        "unchecked": len(found.unchecked & asked if asked else found.unchecked),
+        "training_words": found.training_words,
+    }
+    if asked and hit and clean:
+        score = summarise(task, clean)
+        said["clean"] = {score.metric: score.score, "ci95": list(score.ci95), "n": score.n}
+    return said

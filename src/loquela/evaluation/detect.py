@@ -1,0 +1,105 @@
+"""A task out of a plain data file: what its fields are called says what to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loquela.errors import DataError
+from loquela.evaluation.rows import Row, read_rows
+from loquela.evaluation.task import Data, Task
+
+__all__ = ["detect"]
+
+_ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+_SHOTS = 20  # rows kept for shots, unless the file is too small to spare them
+
+
+def detect(path: Path) -> tuple[Task, str]:
+    """Return the task of a data file, and a line that says what was taken for what.
+
+    text and label → which label is the likeliest; question, choices and answer → multiple choice; prompt and
+    completion → perplexity of the completion; text alone, or a plain text → perplexity. A .tsv without such a header
+    is text, tab, label. Raises `DataError`.
+    """
+    name = path.name.lower().removesuffix(".gz")
+    stem = name.partition(".")[0] or "task"
+    if not name.endswith(_ROWS):
+        return _task(stem, "perplexity", path), f"{path.name}: a plain text → perplexity"
+    columns = None
+    rows = read_rows(path, columns=columns) if not name.endswith((".csv", ".tsv")) else []
+    if not rows:
+        columns = _headerless(path)
+        rows = read_rows(path, columns=columns)
+    if not rows:
+        raise DataError(f"{path} must have rows, but has none")
+    fields = set(rows[0])
+    task = _of_fields(stem, path, rows, fields, columns)
+    if task is None:
+        raise DataError(
+            f"{path} must have the fields text and label, question, choices and answer, prompt and completion, or "
+            f"text, but has {', '.join(map(repr, sorted(fields)))[:200]}: write a task for it (docs/evaluation.md)"
+        )
+    return task, f"{path.name}: {', '.join(sorted(fields))[:100]} → {task.kind}"
+
+
+def _of_fields(stem: str, path: Path, rows: Sequence[Row], fields: set[str], columns: list[str] | None) -> Task | None:
+    held = _SHOTS if len(rows) >= 5 * _SHOTS else 0
+    more: dict[str, Any] = {"columns": columns, "shots": held}
+    if {"text", "label"} <= fields:
+        labels = sorted({str(row["label"]) for row in rows})
+        return _task(
+            stem,
+            "choice",
+            path,
+            more,
+            prompt="{text}\nLabel:",
+            choices=labels,
+            answer="label",
+            answers=labels,
+            text="{text}",
+            labels=labels,
+            metrics=["accuracy", "macro_f1"],
+        )
+    if {"question", "choices", "answer"} <= fields:
+        inner = isinstance(rows[0]["choices"], dict)
+        texts = "choices.text" if inner else "choices"
+        first = rows[0]["answer"]
+        letters = isinstance(first, str) and len(first) == 1
+        answers: Any = ("choices.label" if inner else list("ABCDEFGHIJ")) if letters else None
+        if isinstance(first, str) and not letters:
+            answers = texts
+        return _task(
+            stem,
+            "choice",
+            path,
+            more,
+            prompt="Question: {question}\nAnswer:",
+            choices=texts,
+            answer="answer",
+            answers=answers,
+        )
+    if {"prompt", "completion"} <= fields:
+        return _task(stem, "next_word", path, more, prompt="{prompt}", target="{completion}", delimiter="")
+    if "text" in fields:
+        return _task(stem, "perplexity", path, {"columns": columns})
+    return None
+
+
+def _headerless(path: Path) -> list[str] | None:
+    """Name the columns of a table whose first row is no header."""
+    first = next(iter(read_rows(path, columns=None)), None)
+    if first is None or {"text", "prompt", "question"} & set(first):
+        return None
+    if len(first) == 2:
+        return ["text", "label"]
+    raise DataError(
+        f"{path} must have a header with text and label, question, choices and answer, or prompt and completion; "
+        f"without one it must have two columns, text and label, but has {len(first)}"
+    )
+
+
+def _task(stem: str, kind: Any, path: Path, data: dict[str, Any] | None = None, **keys: Any) -> Task:
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in stem)[:64]
+    return Task(name=stem, kind=kind, data=Data(test=str(path.name), **(data or {})), **keys).check()

@@ -1,0 +1,291 @@
+"""`evaluate`: a model, tasks, and the numbers that come of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from loquela.checkpoint.sentence import read_pooling
+from loquela.checkpoint.store import load_model
+from loquela.data.readers import read_pieces
+from loquela.errors import ContextWindowError, DataError, LoquelaError, TokenizerError, UsageError, nearest
+from loquela.evaluation import code, retrieval
+from loquela.evaluation import task as tasks
+from loquela.evaluation.ask import Asker
+from loquela.evaluation.detect import detect
+from loquela.evaluation.items import Item, item
+from loquela.evaluation.local import LocalSubject, Opened
+from loquela.evaluation.perplexity import prepare, score_windows
+from loquela.evaluation.plan import Prompter, Settings
+from loquela.evaluation.record import Log, Record
+from loquela.evaluation.results import TaskResult, summarise
+from loquela.evaluation.rows import Row, data_directories, find, sample, task_rows
+from loquela.evaluation.subject import Subject, cannot
+from loquela.evaluation.task import Task
+
+__all__ = ["Evaluation", "Prepared", "evaluate", "open_task", "prepare_task", "run"]
+
+Progress: TypeAlias = "Callable[[str, int, int], None]"
+"""(task, items done, items in all) → nothing."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task with its rows: those that are asked, and those that shots come from."""
+
+    task: Task
+    rows: list[Row]
+    pool: list[Row]
+    directories: tuple[Path, ...]
+    note: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when anything changes that a score of this task depends on."""
+        digest = hashlib.sha256(repr((self.task.model_dump(), self.rows, self.pool)).encode())
+        if self.task.kind == "perplexity":
+            digest.update(self.file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def file(self) -> Path:
+        """The file of a task that reads one text."""
+        if not isinstance(self.task.data.test, str):
+            raise UsageError(f"task {self.task.name} must name one file as its text")
+        return find(self.task.data.test, self.directories)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results by task, and how long they took."""
+
+    results: dict[str, TaskResult]
+    seconds: float
+    asked: int
+    """Items that were asked now, those of an earlier run left out."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "results": {name: result.as_dict() for name, result in self.results.items()},
+            "seconds": self.seconds,
+            "items_per_second": self.asked / self.seconds if self.seconds else 0.0,
+        }
+
+
+def evaluate(
+    model: str | Path | Opened | Subject,
+    task: str | Path | Task | Sequence[str | Path | Task],
+    *,
+    data_dir: str | Path | None = None,
+    hub: bool = False,
+    log: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Evaluation:
+    """Evaluate a model on tasks: their names, YAML tasks or plain data files.
+
+    `model` is what `loquela.load` gave, a model directory, or any `Subject`.
+
+    `settings` are those of `loquela.evaluation.plan.Settings`: `shots`, `select`, `seed`, `order`, `by`, `corrected`,
+    `limit` … `log` keeps a record per item, and an evaluation that was interrupted goes on from it. Raises
+    `UsageError` for what cannot be asked, `DataError` for rows that are missing.
+    """
+    given = [task] if isinstance(task, str | Path | Task) else list(task)
+    try:
+        chosen = Settings(**settings).check()
+    except TypeError:
+        unknown = next(name for name in settings if name not in Settings.__dataclass_fields__)
+        raise UsageError(
+            f"there is no setting {unknown!r} of an evaluation{nearest(unknown, Settings.__dataclass_fields__)}"
+        ) from None
+    subject = _subject(model, chosen.chat)
+    prepared = [prepare_task(one, data_dir=None if data_dir is None else Path(data_dir), hub=hub) for one in given]
+    return run(subject, prepared, chosen, log=None if log is None else Path(log), progress=progress)
+
+
+def _subject(model: str | Path | Opened | Subject, chat: bool) -> Subject:
+    if isinstance(model, str | Path):
+        return LocalSubject(_Directory(model), str(model), chat=chat)
+    if hasattr(model, "likelihoods"):
+        return cast(Subject, model)
+    return LocalSubject(model, chat=chat)
+
+
+class _Directory:
+    """A model directory, opened without what stands above this room."""
+
+    def __init__(self, directory: str | Path) -> None:
+        loaded = load_model(directory)
+        if loaded.tokenizer is None:
+            raise TokenizerError(f"text needs the model's tokenizer.json, but {directory} has none")
+        self.network, self.tokenizer, self.pooling = loaded.network, loaded.tokenizer, read_pooling(loaded.directory)
+        ends = loaded.generation_config.get("eos_token_id", self.network.config.extra.get("eos_token_id"))
+        ends = self.tokenizer.eos_id if ends is None else ends
+        self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+
+
+def open_task(task: str | Path | Task) -> tuple[Task, Path | None, str]:
+    """Return a task, the directory beside which its files may lie, and what must be said of it."""
+    if isinstance(task, Task):
+        return task, None, ""
+    path = Path(task)
+    if path.suffix in (".yaml", ".yml"):
+        return tasks.read(path), path.parent, ""
+    if path.is_file():
+        found, note = detect(path)
+        return found, path.parent, note
+    if path.suffix or len(path.parts) > 1:
+        raise DataError(f"a task must be a name, a YAML file or a data file, but {path} is no file")
+    return tasks.named(str(task)), None, ""
+
+
+def prepare_task(task: str | Path | Task, *, data_dir: Path | None = None, hub: bool = False) -> Prepared:
+    """Open a task and read its rows."""
+    opened, beside, note = open_task(task)
+    directories = [*([beside] if beside else []), *data_directories(data_dir)]
+    if opened.kind == "perplexity":
+        prepared = Prepared(opened, [], [], tuple(directories), note)
+        prepared.file  # noqa: B018 it must be there before a model is asked
+        return prepared
+    rows, pool = task_rows(opened.data, directories, hub=hub)
+    return Prepared(opened, rows, pool, tuple(directories), note)
+
+
+def run(
+    subject: Subject,
+    prepared: Sequence[Prepared],
+    settings: Settings,
+    *,
+    log: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask all items of all tasks; see `evaluate`."""
+    names = [one.task.name for one in prepared]
+    if len(set(names)) < len(names):
+        raise UsageError(f"tasks must have different names, but two are called {max(names, key=names.count)}")
+    what = {
+        "model": subject.name,
+        "settings": {name: value for name, value in vars(settings).items() if name != "allow_code_execution"},
+        "tasks": {one.task.name: one.fingerprint for one in prepared},
+    }
+    began, asked = time.perf_counter(), 0
+    results = {}
+    with Log(log, what) as kept:
+        for one in prepared:
+            notes = [one.note] if one.note else []
+            records: list[Record] = []
+            for record, fresh in _records(subject, one, settings, kept, notes, progress):
+                records.append(record)
+                asked += fresh
+            if not records:
+                raise ContextWindowError(
+                    f"no item of task {one.task.name} fits the context window of {subject.window} tokens: "
+                    "use a model with a larger window, or fewer shots"
+                )
+            records.sort(key=lambda record: record["item"])
+            results[one.task.name] = summarise(one.task, records, notes)
+    return Evaluation(results, time.perf_counter() - began, asked)
+
+
+def _records(
+    subject: Subject, one: Prepared, settings: Settings, kept: Log, notes: list[str], progress: Progress | None
+) -> Iterator[tuple[Record, bool]]:
+    """Yield every record and whether it was made now; each new one is in the log before it is yielded."""
+    task = one.task
+    done = {number: record for (name, number), record in kept.done.items() if name == task.name}
+    if task.kind == "perplexity":
+        source, total = _windows(subject, one, settings, done, notes)
+    else:
+        numbers = sample(one.rows, settings.limit)
+        items = [item(task, one.rows[i], i) for i in numbers]
+        source, total = _asked(subject, one, items, settings, done), len(items)
+    too_long = 0
+    for count, (number, record, fresh) in enumerate(source, 1):
+        if fresh:
+            record = {"task": task.name, "item": number, **record}
+            kept.add(record)
+        if "too_long" in record:
+            too_long += 1
+        else:
+            yield record, fresh
+        if progress is not None:
+            progress(task.name, count, total)
+    if too_long:
+        notes.append(f"{too_long} of {total} items were left out: they do not fit the context window, and none is cut")
+
+
+Source: TypeAlias = "Iterator[tuple[int, Record, bool]]"
+
+
+def _asked(
+    subject: Subject, one: Prepared, items: Sequence[Item], settings: Settings, done: dict[int, Record]
+) -> Source:
+    ask: Callable[[Item], Record]
+    task = one.task
+    if task.kind == "retrieve":
+        ask = retrieval.Ranker(subject, task, one.rows)
+    elif task.kind == "code":
+        ask = code.Runner(subject, task, allowed=settings.allow_code_execution)
+    else:
+        embed = None if subject.kind == "remote" else subject.embed
+        ask = Asker(subject, task, Prompter(task, one.pool, subject, settings, embed), settings)
+    for asked in items:
+        if asked.number in done:
+            yield asked.number, done[asked.number], False
+            continue
+        try:
+            record = ask(asked)
+        except ContextWindowError as error:
+            record = {"too_long": str(error)}
+        yield asked.number, record, True
+
+
+def _windows(
+    subject: Subject, one: Prepared, settings: Settings, done: dict[int, Record], notes: list[str]
+) -> tuple[Source, int]:
+    """One record a window of a text, all of which together are its perplexity."""
+    if not isinstance(subject, LocalSubject) or subject.kind != "decoder":
+        raise cannot(subject.name, "writes from left to right, in this process,")
+    if settings.shots:
+        raise UsageError(f"task {one.task.name} reads a text, so shots must be 0, but is {settings.shots}")
+    text = prepare(subject.tokenizer, read_pieces(one.file, notes=notes))
+    ids, n_bytes = text.ids, text.n_bytes
+    network = subject.network
+    window = min(network.context_length, _LONGEST_WINDOW)
+    stride = max(1, window // 2)
+    if settings.limit is not None and (most := window + (settings.limit - 1) * stride) < len(ids) - 1:
+        n_bytes = round(n_bytes * most / (len(ids) - 1))
+        ids = ids[: most + 1]
+        notes.append(
+            f"the first {settings.limit} windows only; their bytes are taken from the whole text's bytes a token"
+        )
+    notes += [*text.notes, f"windows of {window} tokens, each {stride} after the last"]
+    total = max(1, -(-(len(ids) - 1 - window) // stride) + 1)
+
+    def source() -> Source:
+        yield from ((number, record, False) for number, record in done.items())
+        for number, log_probs in score_windows(network, ids, window=window, stride=stride, skip=set(done)):
+            value = float(log_probs.sum())
+            if value != value:
+                raise LoquelaError("log-probabilities must be finite, but are not: the model's weights are damaged")
+            yield (
+                number,
+                {
+                    "log_prob": value,
+                    "tokens": len(log_probs),
+                    "bytes": n_bytes,
+                    "vocabulary": network.vocab_size,
+                },
+                True,
+            )
+
+    return source(), total
+
+
+_LONGEST_WINDOW = 4096
+"""Tokens of a window where a model's own is longer: an n-gram model's has no end."""
