@@ -1,0 +1,166 @@
+"""From a recipe's files to the samples that are learnt and those that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from loquela.data.pairs import Example, Examples, Labelled, read_examples
+from loquela.errors import DataError, RecipeError
+from loquela.tuning.batching import Order, shares
+from loquela.tuning.recipe import Task, TuneRecipe
+from loquela.tuning.rendering import Item, Renderer
+from loquela.tuning.subject import Subject
+from loquela.tuning.templates import Templates, templates_for
+
+__all__ = ["Prepared", "labels_of", "prepare", "read_tasks"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Samples to learn from and samples held out, whose `task` is a number of `names`."""
+
+    train: list[Item]
+    held: list[Item]
+    names: list[str]
+    weights: list[float]
+    templates: list[Templates]
+    examples: list[Examples] = field(repr=False)
+    form: str = ""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template that the tuned model is to be used with."""
+        return next((t.chat for t in self.templates if t.chat is not None), None)
+
+    @property
+    def prefers(self) -> bool:
+        """Whether the rows hold a better and a worse answer."""
+        return self.train[0].rejected is not None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier's head is tuned."""
+        return self.train[0].label is not None
+
+    def order(self, recipe: TuneRecipe) -> Order:
+        """Return the order of the samples."""
+        return Order([item.task for item in self.train], self.weights, recipe.batch_size, recipe.seed)
+
+
+def read_tasks(recipe: TuneRecipe, say: Say) -> list[Examples]:
+    """Read the file of each task; raises `DataError`."""
+    found = []
+    for task in recipe.tasks:
+        examples = _read(task.data, task, recipe)
+        for note in examples.notes:
+            say(note)
+        found.append(examples)
+    return found
+
+
+def labels_of(recipe: TuneRecipe, tasks: Sequence[Examples]) -> list[str]:
+    """Return the labels of a classifier, numbers in their order; empty where the rows have none.
+
+    Raises `DataError` for a label outside those that the recipe names, and where there are fewer than two.
+    """
+    rows = [(examples, row) for examples in tasks for row in examples.rows if isinstance(row.meaning, Labelled)]
+    if not rows:
+        if recipe.labels:
+            raise RecipeError("labels must be given for texts with labels only, but the rows have none")
+        return []
+    if recipe.labels:
+        for examples, row in rows:
+            assert isinstance(row.meaning, Labelled)
+            if row.meaning.label not in recipe.labels:
+                raise DataError(
+                    f"{examples.path}, row {row.row}: the label must be one of {', '.join(recipe.labels)}, but is "
+                    f"{row.meaning.label!r}"
+                )
+        return list(recipe.labels)
+    found = {row.meaning.label for _, row in rows if isinstance(row.meaning, Labelled)}
+    if len(found) < 2:
+        raise DataError(f"a classifier must have at least two labels, but all rows have {', '.join(found)!r}")
+    if len(found) > len(rows) // 2:
+        raise DataError(
+            f"labels must come again, but {len(found):,} of {len(rows):,} are different: name the right column "
+            "(--columns), or another --format"
+        )
+    return sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+
+
+def prepare(
+    recipe: TuneRecipe, subject: Subject, tasks: Sequence[Examples], labels: Sequence[str], say: Say
+) -> Prepared:
+    """Render all rows, hold some of each task out, and weigh the tasks; raises `DataError`, `ContextWindowError`."""
+    limit = subject.room if recipe.max_seq_length is None else recipe.max_seq_length
+    if limit > subject.room:
+        raise RecipeError(
+            f"max_seq_length must be at most the {subject.room} tokens that are free in the window, but is {limit}"
+        )
+    train: list[Item] = []
+    held: list[Item] = []
+    templates, counts = [], []
+    for number, (task, examples) in enumerate(zip(recipe.tasks, tasks, strict=True)):
+        chosen = templates_for(examples, task.template, subject.tokenizer, bare=subject.network.kind != "decoder")
+        templates.append(chosen)
+        if subject.network.kind != "encoder":
+            say(f"{examples.path.name}: {chosen.note}")
+        renderer = Renderer(
+            subject.network, subject.tokenizer, chosen, limit, recipe.too_long, labels or subject.labels, number
+        )
+        rows, other = list(examples.rows), None
+        if recipe.validation_data is not None and number == 0:
+            other = _read(recipe.validation_data, task, recipe)
+            held_rows = list(other.rows)[: recipe.validation_rows]
+            _same_form(examples, other)
+            if Path(recipe.validation_data).resolve() == examples.path.resolve():
+                raise RecipeError("validation_data must be another file than data, but is the same")
+            random = np.random.Generator(np.random.Philox(key=[recipe.seed, 1]))
+            rows = [rows[i] for i in random.permutation(len(rows))]
+        else:
+            rows, held_rows = _split(rows, recipe)
+        rows = rows[: recipe.train_rows]
+        own = renderer.items(replace(examples, rows=tuple(rows)))
+        counts.append(len(own))
+        train += own
+        held += renderer.items(replace(other or examples, rows=tuple(held_rows)))
+        for note in renderer.notes:
+            say(note)
+    weights = shares(counts, [task.weight for task in recipe.tasks], recipe.mixture_temperature)
+    names = [task.name or Path(task.data).name.split(".")[0] for task in recipe.tasks]
+    if len({item.rejected is None for item in train}) > 1:
+        raise DataError("rows with rejected answers (preference) cannot be mixed with others in one run")
+    return Prepared(train, held, names, weights, templates, list(tasks), tasks[0].form)
+
+
+def _read(path: str, task: Task, recipe: TuneRecipe) -> Examples:
+    return read_examples(
+        path,
+        form=task.format,
+        columns=task.columns,
+        encoding=recipe.encoding,
+        skip_bad_rows=recipe.skip_bad_rows,
+    )
+
+
+def _same_form(examples: Examples, other: Examples) -> None:
+    if examples.form != other.form:
+        raise DataError(
+            f"{other.path} must have rows of the format {examples.form}, as {examples.path.name}, but has {other.form}"
+        )
+
+
+def _split(rows: list[Example], recipe: TuneRecipe) -> tuple[list[Example], list[Example]]:
+    """Hold out a part of the rows, drawn by the seed; at least one stays on either side."""
+    if len(rows) < 2:
+        raise DataError(f"there must be at least two rows, one to learn and one to hold out, but there is {len(rows)}")
+    random = np.random.Generator(np.random.Philox(key=[recipe.seed, 1]))
+    order = random.permutation(len(rows))
+    count = min(recipe.validation_rows, max(1, round(recipe.validation_fraction * len(rows))), len(rows) - 1)
+    return [rows[i] for i in order[count:]], [rows[i] for i in sorted(order[:count])]

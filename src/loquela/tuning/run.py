@@ -1,0 +1,282 @@
+"""A tuning from its recipe to its result: prepare, tune or go on, judge, save, keep the evidence."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loquela.checkpoint.files import finish_install, read_json
+from loquela.data.readers import file_hash
+from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError
+from loquela.evaluation.forgetting import Forgetting, Stage
+from loquela.models.encoder_only import EncoderOnly
+from loquela.training.directory import checkpoints, locked, remove, write_file
+from loquela.training.events import Listener, Note
+from loquela.training.interruption import Interruption
+from loquela.tuning.batching import Assembler
+from loquela.tuning.evidence import write_evidence
+from loquela.tuning.judging import Held, judge, validate
+from loquela.tuning.loop import Tuning, optimizer_for
+from loquela.tuning.preparing import Prepared, labels_of, prepare, read_tasks
+from loquela.tuning.probing import Probes, probes_for
+from loquela.tuning.recipe import TuneRecipe
+from loquela.tuning.state import Progress, resume
+from loquela.tuning.subject import Subject, open_subject
+
+__all__ = ["TuneResult", "tune"]
+
+RESULTS, RECIPE = "tune_results.json", "tune.yaml"
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a tuning came to. Losses are in nats per token; `seconds` is all of tuning, its validations included.
+
+    `model` is what to open, with `adapter` on it where there is one; `tokens` counts prompts too, as
+    `tokens_per_second` does, but no filling.
+    """
+
+    model: str
+    adapter: str | None
+    method: str
+    train_loss: float
+    val_loss: float
+    val_bits_per_byte: float | None
+    val_tokens: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    steps: int
+    best_step: int
+    """The step whose weights were kept; 0: nothing was better than the base."""
+    parameters: int
+    trainable_parameters: int
+    metrics: dict[str, Any]
+    forgetting: dict[str, Any]
+    verdict: dict[str, Any]
+    peak_memory_bytes: int
+    adapter_bytes: int
+    """Size of what was tuned, as it is on the disk."""
+
+    @property
+    def good(self) -> bool:
+        """Better on the held-out rows, and nothing lost beyond the noise."""
+        return bool(self.verdict["good"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+
+def tune(recipe: TuneRecipe | Mapping[str, Any] | str | Path, *, on_event: Listener = lambda event: None) -> TuneResult:
+    """Tune by a recipe, given as such, as a dict or as a YAML file; go on where an earlier call was interrupted.
+
+    The first SIGINT or SIGTERM saves at the step boundary and raises `KeyboardInterrupt`; the second raises it at
+    once. Raises `RecipeError`, `DataError`, `ContextWindowError`, `DirectoryInUseError`, `NonFiniteError`,
+    `StorageError`, and `UsageError` for a method that makes no sense for the model.
+    """
+    recipe = recipe if isinstance(recipe, TuneRecipe) else TuneRecipe.load(recipe)
+    directory = Path(recipe.output_dir)
+
+    def say(message: str) -> None:
+        on_event(Note(message))
+
+    tasks = read_tasks(recipe, say)  # before anything is made for them
+    with Interruption() as interruption, locked(directory):
+        _claim(directory, recipe)
+        if recipe.resume_from_checkpoint and (result := _finished(directory, say)):
+            return result
+        subject = open_subject(recipe, labels_of(recipe, tasks))
+        prepared = prepare(recipe, subject, tasks, subject.labels, say)
+        evaluating = Assembler(
+            subject.network, at_most=recipe.per_device_eval_batch_size, limit=subject.room, packing=False
+        )
+        probes = probes_for(recipe, subject, evaluating, prepared.held, say)
+        before = _score_base(recipe, subject, prepared, probes, evaluating)
+        optimizer = optimizer_for(recipe, subject)
+        progress, best, notes = Progress(), None, list[str]()
+        if recipe.resume_from_checkpoint:
+            progress, best, notes = resume(directory, subject, optimizer)
+        for note in notes:
+            say(note)
+        run = Tuning(
+            recipe,
+            subject,
+            prepared,
+            probes,
+            Assembler(
+                subject.network,
+                at_most=recipe.per_device_train_batch_size,
+                limit=recipe.max_seq_length or subject.room,
+                packing=recipe.packing,
+            ),
+            optimizer,
+            directory,
+            on_event,
+            stopping=lambda: interruption.requested,
+            before=before,
+            progress=progress,
+            best=best,
+        )
+        interruption.patient = True
+        if not run.run():
+            say(f"interrupted after step {run.progress.step} of {run.steps}; the same command goes on from there")
+            raise KeyboardInterrupt
+        return _finish(run, evaluating, say)
+
+
+def _score_base(recipe: TuneRecipe, subject: Subject, prepared: Prepared, probes: Probes, assembler: Assembler) -> Held:
+    """Score the held-out rows and the probes as the base has them."""
+    if isinstance(subject.network, EncoderOnly):  # its head is not the base's, so it is scored as it starts
+        with subject.tuned():
+            before = validate(subject, prepared, assembler, beta=recipe.beta)
+    elif subject.is_adapter:
+        with subject.untuned():
+            before = validate(subject, prepared, assembler, beta=recipe.beta)
+    else:
+        before = validate(subject, prepared, assembler, beta=recipe.beta)
+    probes.score_base()
+    assert before is not None
+    return before
+
+
+def _finish(run: Tuning, assembler: Assembler, say: Any) -> TuneResult:
+    recipe, subject, progress, directory = run.recipe, run.subject, run.progress, run.directory
+    if progress.ended:
+        say(progress.ended)
+    if recipe.load_best_model_at_end or recipe.max_forget is not None:
+        assert run.best is not None
+        subject.restore(run.best)
+        if progress.best_step == 0:
+            say("no step was better than the base on the held-out rows: what was there at the start is kept")
+        elif progress.best_step != progress.step:
+            say(f"the weights of step {progress.best_step} are kept, the best on the held-out rows")
+    kept = progress.best_step if recipe.load_best_model_at_end or recipe.max_forget is not None else progress.step
+    with subject.tuned():
+        after = validate(subject, run.prepared, assembler, beta=recipe.beta)
+        nats, tokens = run.probes.score()
+        assert after is not None
+        forgetting = run.probes.account(nats, [Stage(**stage) for stage in progress.stages])
+        forgetting.stages.append(run.probes.stage(progress.step, nats))
+        _compare_states(run, forgetting)
+    verdict = judge(run.prepared, run.before, after, forgetting)
+    size = sum(p.numel() * p.element_size() for p in subject.parameters.values())
+    trained = sum(p.numel() for p in subject.parameters.values())
+    metrics: dict[str, Any] = {**after.metrics, "before": run.before.metrics | {"loss": run.before.loss}}
+    if len(run.prepared.names) > 1:
+        metrics["tasks"] = after.per_task
+    result = TuneResult(
+        model=str(subject.base if subject.is_adapter else directory),
+        adapter=str(directory) if subject.is_adapter else None,
+        method=recipe.method,
+        train_loss=progress.train_loss,
+        val_loss=after.loss,
+        val_bits_per_byte=after.bits_per_byte,
+        val_tokens=after.tokens,
+        tokens=progress.positions,
+        seconds=run.seconds,
+        tokens_per_second=progress.positions / max(run.seconds, 1e-9),
+        steps=progress.step,
+        best_step=kept,
+        parameters=subject.network.parameter_count(),
+        trainable_parameters=trained,
+        metrics=metrics,
+        forgetting=forgetting.as_dict(),
+        verdict=verdict.as_dict(),
+        peak_memory_bytes=peak_memory(),
+        adapter_bytes=size,
+    )
+    try:
+        write_evidence(directory, run, after, nats, tokens, forgetting, verdict)
+    except LoquelaError as error:  # a picture less is no reason to lose the model
+        say(str(error))
+    results = json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n"
+    subject.save(directory, chat_template=run.prepared.chat_template, files={RESULTS: results})
+    for checkpoint in checkpoints(directory):
+        remove(checkpoint)
+    return result
+
+
+def _compare_states(run: Tuning, forgetting: Forgetting) -> None:
+    """Say of an encoder how like its hidden states are to the base's."""
+    import torch
+
+    if not run.probes.similar:
+        return
+    after = run.probes.hidden_means()
+    if run.subject.is_adapter:
+        with run.subject.untuned():
+            before = run.probes.hidden_means()
+    else:
+        with run.subject.untuned() as base:
+            network, run.subject.network = run.subject.network, base
+            try:
+                before = run.probes.hidden_means()
+            finally:
+                run.subject.network = network
+    forgetting.similarity = float(torch.cosine_similarity(before, after).mean())
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held in memory at a time."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
+
+
+def _claim(directory: Path, recipe: TuneRecipe) -> None:
+    """Make the directory that of this recipe and these files, or find that it is so already."""
+    file = directory / RECIPE
+    digests = {task.data: file_hash(Path(task.data)) for task in recipe.tasks}
+    content = recipe.to_yaml() + "".join(f"# {digest}  {name}\n" for name, digest in digests.items())
+    if not file.exists():
+        foreign = sorted({p.name for p in directory.iterdir()} - {".lock", f".{RECIPE}.part"})
+        if foreign:
+            raise DirectoryInUseError(
+                f"output_dir {directory} must be empty or hold a run of this recipe, but holds "
+                f"{', '.join(foreign[:5])}{' …' if len(foreign) > 5 else ''}; choose another output_dir"
+            )
+        write_file(file, content)
+        return
+    if recipe.overwrite_output_dir:
+        for checkpoint in checkpoints(directory):
+            remove(checkpoint)
+        for name in ("loss.csv", RESULTS, "manifest.json"):
+            (directory / name).unlink(missing_ok=True)
+        write_file(file, content)
+        return
+    before = file.read_text(encoding="utf-8")
+    way_out = "choose another output_dir, or begin anew in this one with --overwrite"
+    try:
+        differences = TuneRecipe.load(file).differences(recipe)
+    except LoquelaError as error:
+        raise DirectoryInUseError(
+            f"output_dir {directory} holds a run that cannot be read: {error}; {way_out}"
+        ) from None
+    if differences:
+        raise DirectoryInUseError(
+            f"output_dir {directory} holds a run of another recipe ({'; '.join(differences)}); {way_out}"
+        )
+    changed = [name for name, digest in digests.items() if f"# {digest}  {name}" not in before]
+    if changed:
+        raise DirectoryInUseError(
+            f"output_dir {directory} holds a run on other rows: {', '.join(changed)} has changed since; {way_out}"
+        )
+
+
+def _finished(directory: Path, say: Any) -> TuneResult | None:
+    """Return the result of a run that has ended."""
+    finish_install(directory)
+    if not (directory / RESULTS).is_file():
+        return None
+    try:
+        result = TuneResult(**read_json(directory, RESULTS))
+    except (TypeError, CheckpointError) as error:
+        say(f"the finished run is damaged and will be made again: {error}")
+        return None
+    say(f"{directory} holds this very run, finished: nothing is left to tune")
+    return result
