@@ -193,9 +193,9 @@ def _map(content: dict[str, Any], weights: Any, title: str, caption: str) -> go.
         caption=caption,
         height=min(900, 200 + 22 * len(queries)),
     )
-    made.update_xaxes(**ticks(content["keys"]), title="is looked at", side="top", tickangle=-60)
+    made.update_xaxes(**ticks(content["keys"]), title="is looked at", tickangle=-60)
     return made.update_yaxes(**ticks(content["queries"]), title="looks", autorange="reversed").update_layout(
-        margin={"t": 140}
+        margin={"t": 64}
     )
 
 
@@ -272,7 +272,7 @@ def patterns(content: dict[str, Any]) -> go.Figure:
         height=170 + 20 * len(first),
         **{k: v for k, v in made.layout.to_plotly_json().items() if k != "template"},
     )
-    made.update_xaxes(range=[0, 1], tickformat=".0%")
+    made.update_xaxes(range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75], tickformat=".0%")
     return made.update_yaxes(autorange="reversed").update_layout(margin={"t": 90, "l": 130})
 
 

@@ -165,9 +165,7 @@ def map_(content: dict[str, Any]) -> go.Figure:
         f"{content['method'].upper()}. What lies close is alike to the model"
     )
     if content["explained"]:
-        caption += (
-            f"; the axes show {100 * sum(content['explained']):.0f} % of all differences, so far is surely unlike"
-        )
+        caption += f"; the axes show {100 * sum(content['explained']):.0f} % of all differences"
     if content["dims"] == 3:
         made = figure(
             go.Scatter3d(x=points[:, 0], y=points[:, 1], z=points[:, 2], **look),
@@ -182,7 +180,8 @@ def map_(content: dict[str, Any]) -> go.Figure:
     made = figure(
         go.Scatter(x=points[:, 0], y=points[:, 1], **look),
         title=f"Embedding map of {len(labels)} {content['kind']}",
-        caption=caption + ".",
+        caption=caption + ". What lies far apart here is far apart for the model too; what lies close may "
+        "still differ in a direction that the map leaves out.",
         height=620,
     )
     spread = np.ptp(points[:, 0]) or 1.0

@@ -123,7 +123,7 @@ def steps_(content: dict[str, Any]) -> go.Figure:
         _bars(steps[0]),
         title=_head(0, steps[0]),
         caption="One step of the loop: the tokens that go in, the candidates that come out, and the one that is chosen "
-        "(▶). Dark: the model's own probability; orange: after the settings, from which the token is drawn. The chosen "
+        "(▶). Blue: the model's own probability; orange: after the settings, from which the token is drawn. The chosen "
         "token is the next step's input, and the cache grows by one.",
         height=210 + 40 * most,
         barmode="group",

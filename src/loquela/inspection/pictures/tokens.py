@@ -14,7 +14,7 @@ from loquela.errors import TokenizerError
 from loquela.generation.decode import evaluating
 from loquela.inspection.reading import Inspected, Reading, Text, UnavailableError, read, token_texts
 from loquela.inspection.strip import strip
-from loquela.inspection.theme import figure, ticks
+from loquela.inspection.theme import COLOURS, figure, ticks
 
 __all__ = ["VIEWS", "data", "log_probs", "terminal"]
 
@@ -149,7 +149,7 @@ def surprise(content: dict[str, Any]) -> go.Figure | None:
         go.Bar(
             x=list(range(len(listed))),
             y=bits,
-            marker={"color": bits, "colorscale": "cividis", "cmin": 0},
+            marker={"color": COLOURS[0]},
             customdata=[math.exp(token["log_prob"]) for token in listed],
             hovertemplate="%{y:.2f} bits, probability %{customdata:.4g}<extra></extra>",
         ),
