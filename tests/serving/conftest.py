@@ -18,12 +18,15 @@ from loquela.checkpoint.store import save_model
 from loquela.models.base import Network, architecture
 from loquela.serving.app import build
 from loquela.serving.options import Options
-from loquela.serving.protocol import HEADER_BYTES, PatientProtocol
 from loquela.serving.state import Served
+from loquela.serving.worker import server_config
 from loquela.text.tokenizer import Tokenizer
 
 TEXT = '{"mood": "happy", "n": 12} The cat sat on the mat; the dog sat on the log. Ärger 🐈, 3456789.\n' * 20
-TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 MARKS = ("<|endoftext|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
@@ -74,17 +77,7 @@ class Running:
         self.socket.bind(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(
-            build(self.served),
-            http=PatientProtocol,
-            h11_max_incomplete_event_size=HEADER_BYTES,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=2,
-        )
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(server_config(options, build(self.served)))
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         while not self.server.started:
@@ -106,7 +99,7 @@ def start() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def begin(model: Path, **options: Any) -> Running:
-        running.append(Running(Options(model=model, **options)))
+        running.append(Running(Options(model=model, drain_seconds=1, **options)))
         return running[-1]
 
     yield begin

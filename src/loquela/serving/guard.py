@@ -19,9 +19,10 @@ from loquela.serving.failures import ApiError, failure, response
 from loquela.serving.observe import LOG, Metrics, log_bug
 from loquela.serving.options import Options
 
-__all__ = ["BODY_BYTES", "HEADERS", "Guard"]
+__all__ = ["BODY_BYTES", "HEADERS", "HEADER_BYTES", "Guard"]
 
 BODY_BYTES = 2 * 2**20
+HEADER_BYTES = 16 * 2**10
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -32,7 +33,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-_PATH = re.compile(rb"(/[A-Za-z0-9._-]+)*/?")
+_PATH = re.compile(rb"/|(/[A-Za-z0-9._-]+)+")
 _OPEN = re.compile(r"/|/health|/plotly\.min\.js|/page/.+")
 """Paths that need no key: they say nothing of the model, and the page must load before it can be given a key."""
 _ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
@@ -164,6 +165,8 @@ class Guard:
 
 def _headers(scope: Scope) -> dict[str, str]:
     """Return the headers by name; one that may stand once only is refused where it stands twice."""
+    if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > HEADER_BYTES:
+        raise ApiError(431, f"headers must be at most {HEADER_BYTES:,} bytes", code="headers_too_large")
     headers: dict[str, str] = {}
     for raw_name, value in scope["headers"]:
         name = raw_name.decode("latin-1").lower()

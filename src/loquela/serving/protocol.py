@@ -12,9 +12,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["HEADER_BYTES", "PatientProtocol"]
+__all__ = ["PatientProtocol"]
 
-HEADER_BYTES = 16 * 2**10
 HEADER_SECONDS = 5.0
 STALL_SECONDS = 60.0
 MOST_CONNECTIONS = 4096

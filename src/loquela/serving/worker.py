@@ -15,15 +15,17 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from loquela.errors import UsageError
 from loquela.serving.app import build
+from loquela.serving.guard import HEADER_BYTES
 from loquela.serving.observe import LOG, log_to_stderr
 from loquela.serving.options import Options
-from loquela.serving.protocol import HEADER_BYTES, PatientProtocol
+from loquela.serving.protocol import PatientProtocol
 from loquela.serving.state import Served
 
-__all__ = ["bind", "run"]
+__all__ = ["bind", "run", "server_config"]
 
 
 def bind(options: Options) -> socket.socket:
@@ -49,11 +51,10 @@ def run(options: Options, listener: socket.socket, ready: Callable[[Served], Non
         _Family(options, listener).run()
 
 
-def _serve(options: Options, listener: socket.socket, ready: Callable[[Served], None] | None = None) -> None:
-    log_to_stderr()
-    served = Served(options)
-    config = uvicorn.Config(
-        build(served),
+def server_config(options: Options, app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn is to run `app`."""
+    return uvicorn.Config(
+        app,
         http=PatientProtocol,
         h11_max_incomplete_event_size=HEADER_BYTES,
         ws="none",
@@ -66,7 +67,12 @@ def _serve(options: Options, listener: socket.socket, ready: Callable[[Served], 
         timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
         backlog=2048,
     )
-    server = uvicorn.Server(config)
+
+
+def _serve(options: Options, listener: socket.socket, ready: Callable[[Served], None] | None = None) -> None:
+    log_to_stderr()
+    served = Served(options)
+    server = uvicorn.Server(server_config(options, build(served)))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has drained: that is the end
         signal.signal(number, lambda *_: None)
     LOG.info("serving", extra={"fields": {"host": options.host, "port": listener.getsockname()[1], "pid": os.getpid()}})
