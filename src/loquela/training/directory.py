@@ -58,7 +58,7 @@ def claim(directory: Path, recipe: Recipe) -> None:
 
     Raises `DirectoryInUseError` when it holds another run, or files that are no run's.
     """
-    digest = file_hash(recipe.source)
+    digest = ",".join(map(file_hash, recipe.sources))
     file, source = directory / "recipe.yaml", directory / "data" / "source.sha256"
     if file.exists() and recipe.overwrite_output_dir:
         _wipe(directory)

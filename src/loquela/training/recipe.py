@@ -16,7 +16,7 @@ from loquela.text.tokenizer import KINDS
 from loquela.training.recipe_file import leaves, one_of, override, read, unknown
 from loquela.training.schedules import SCHEDULES
 
-__all__ = ["Curriculum", "Muon", "Recipe", "Tokenizer"]
+__all__ = ["Curriculum", "Muon", "PairFiles", "Recipe", "Tokenizer"]
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -40,6 +40,19 @@ class Tokenizer(_Strict):
     vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = Field(
         default=None, description="Pieces, special ones too."
     )
+
+
+class PairFiles(_Strict):
+    """Sources and their targets: two files, a text per line in both, or two fields of the rows of one."""
+
+    source: str = Field(description="A file of texts, one per line; with rows, the field of a source.")
+    target: str = Field(description="The same of the targets.")
+    rows: str | None = Field(default=None, description="A file of rows: .jsonl, .json, .csv, .tsv, .parquet.")
+
+    @property
+    def files(self) -> list[str]:
+        """The files to read."""
+        return [self.source, self.target] if self.rows is None else [self.rows]
 
 
 class Muon(_Strict):
@@ -69,7 +82,9 @@ class Recipe(_Strict):
         default=None,
         description="What to train, or a directory; none: a BPE of 1024 pieces, or the starting model's own.",
     )
-    data: str = Field(description="A text file, or the name of a corpus in the package.")
+    data: str | PairFiles = Field(
+        description="A text file, or the name of a corpus in the package; for the objective pairs, sources and targets."
+    )
     encoding: str = Field(default="utf-8", description="How the bytes of the file are text.")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="Held out from the end.")
     objective: str = Field(default="causal", description=f"One of {', '.join(OBJECTIVES)}.")
@@ -171,6 +186,9 @@ class Recipe(_Strict):
         for key, known in (("objective", OBJECTIVES), ("lr_scheduler_type", SCHEDULES)):
             one_of(key, getattr(self, key), known)
         OBJECTIVES[self.objective].options(self.objective_options)
+        if OBJECTIVES[self.objective].takes_pairs != isinstance(self.data, PairFiles):
+            wanted = "source: and target:" if OBJECTIVES[self.objective].takes_pairs else "a text"
+            raise RecipeError(f"data must be {wanted} for the objective {self.objective}, but is {self.data!r}")
         if isinstance(self.tokenizer, Tokenizer):
             one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
         if self.curriculum is not None and self.block_size % self.curriculum.block_size:
@@ -211,6 +229,11 @@ class Recipe(_Strict):
         for key in ("data", "model", "tokenizer"):  # names of corpora stay names
             if isinstance(raw.get(key), str) and Path(raw[key]).exists():
                 raw[key] = str(Path(raw[key]).resolve())
+        if isinstance(self.data, PairFiles):
+            raw["data"] = {
+                key: str(Path(value).resolve()) if value in self.data.files else value
+                for key, value in raw["data"].items()
+            }
         return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: Recipe) -> list[str]:
@@ -230,7 +253,12 @@ class Recipe(_Strict):
     @property
     def source(self) -> Path:
         """The file of the text; raises `DataError` when there is none."""
-        return resolve(self.data)
+        return self.sources[0]
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files of the data; raises `DataError` when one is missing."""
+        return [resolve(file) for file in ([self.data] if isinstance(self.data, str) else self.data.files)]
 
     def warmup(self, steps: int) -> int:
         """Return how many of `steps` have a rising rate."""
@@ -239,7 +267,7 @@ class Recipe(_Strict):
 
 def _sentence(error: Mapping[str, Any]) -> str:
     """One error of pydantic as `key: what must hold, but is value`."""
-    named = {name for part in (Recipe, Curriculum, Muon, Tokenizer) for name in part.model_fields}
+    named = {name for part in (Recipe, PairFiles, Curriculum, Muon, Tokenizer) for name in part.model_fields}
     key = ".".join(part for part in error["loc"] if part in named)
     if error["type"] == "missing":
         return f"{key} must be given"
