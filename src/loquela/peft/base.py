@@ -202,12 +202,13 @@ class Adapter:
     def tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters under their keys in adapter_model.safetensors, each once."""
         seen: set[int] = set()
+        base = "base_model.model" if self.virtual is None else "base_model"  # PEFT wraps the model once less there
         for layer, part in self.parts.items():
             for leaf, parameter in part.tensors.items():
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
                     place = f"{self.disk[layer]}." if layer in self.disk else ""
-                    yield f"base_model.model.{place}{leaf}", parameter
+                    yield f"{base}.{place}{leaf}", parameter
         if self.virtual is not None:
             yield from self.virtual.tensors.items()
 

@@ -78,10 +78,14 @@ def make(network: Network, config: IA3Config, draw: Draw) -> tuple[IA3Config, di
         layer: Any = network.get_submodule(name)
         shape = (1, layer.in_features) if disk in inner else (layer.out_features, 1)
         parts[name] = IA3(draw.filled(1, *shape) if config.init_ia3_weights else draw.normal(1, *shape))
+    targets = suffixes(network, picked, (nn.Linear,))
+    feedforward = suffixes(network, {name: disk for name, disk in picked.items() if disk in inner}, (nn.Linear,))
+    if not set(feedforward) <= set(targets):  # PEFT wants them spelled alike
+        targets, feedforward = sorted(picked.values()), sorted(inner)
     config = replace(
         config,
-        target_modules=suffixes(network, picked, (nn.Linear,)),
-        feedforward_modules=sorted(inner) if config.feedforward_modules is None else config.feedforward_modules,
+        target_modules=targets,
+        feedforward_modules=feedforward,
         fan_in_fan_out=stored_transposed(network, picked),
     )
     return config, parts, picked

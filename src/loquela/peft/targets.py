@@ -101,8 +101,7 @@ def named(network: Network, wanted: Iterable[str]) -> dict[str, str]:
     names = disk_names(network)
     found = {}
     for want in wanted:
-        hits = {name: disk for name, disk in names.items() if disk == want or disk.endswith(f".{want}")}
-        hits |= {name: disk for name, disk in names.items() if f".{want}." in f".{disk}" and name not in hits}
+        hits = {name: disk for name, disk in names.items() if any(part.endswith(want) for part in _prefixes(disk))}
         if not hits and want not in ("classifier", "score"):  # PEFT names both, whichever the model has
             ends = sorted({disk.rpartition(".")[2] for disk in names.values()})
             raise UsageError(
@@ -111,6 +110,11 @@ def named(network: Network, wanted: Iterable[str]) -> dict[str, str]:
             )
         found.update(hits)
     return found
+
+
+def _prefixes(disk: str) -> list[str]:
+    parts = disk.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def suffixes(network: Network, picked: Mapping[str, str], kinds: tuple[type[nn.Module], ...]) -> list[str]:
