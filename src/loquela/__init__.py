@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from loquela.evaluation.run import evaluate
     from loquela.inspection import inspect
     from loquela.training.run import train
+    from loquela.tuning.run import tune
 
-__all__ = ["LanguageModel", "LoquelaError", "__version__", "evaluate", "inspect", "load", "train"]
+__all__ = ["LanguageModel", "LoquelaError", "__version__", "evaluate", "inspect", "load", "train", "tune"]
 
 __version__ = VERSION
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "inspect": "loquela.inspection",
     "load": "loquela.api",
     "train": "loquela.training.run",
+    "tune": "loquela.tuning.run",
 }
 
 

@@ -17,6 +17,7 @@ VERBS = {
     "quickstart": "Train a model on a text in about a minute, then talk to it.",
     "tokenizer": "Train a tokenizer, or show how one cuts a text.",
     "train": "Train a model from a recipe; goes on by itself after an interruption.",
+    "tune": "Tune a model on examples, by any method, with an account of what was gained and forgotten.",
     "generate": "Complete a prompt.",
     "chat": "Talk to a model in the terminal.",
     "score": "Log-probability, perplexity and bits per byte of a text.",

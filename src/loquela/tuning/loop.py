@@ -69,15 +69,18 @@ class Tuning:
     prepared: Prepared
     probes: Probes
     assembler: Assembler
+    """Puts together what is learnt."""
+    scoring: Assembler
+    """And what is scored."""
     optimizer: Optimizers
     directory: Path
     listener: Listener
     stopping: Callable[[], bool]
     before: Held
     """The held-out rows as the base has them."""
-    progress: Progress = field(default_factory=Progress)
-    best: dict[str, Tensor] | None = None
-    """The weights of the best validation inside the budget, where they are not the present ones."""
+    progress: Progress = field(init=False)
+    best: dict[str, Tensor] = field(init=False)
+    """The weights of the best validation inside the budget, so far."""
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -87,15 +90,26 @@ class Tuning:
         often = 8 if recipe.max_forget is not None else 4
         self.every = recipe.eval_steps or max(1, -(-self.steps // often))
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
-        self._saved = self.progress.step
-        if not self.progress.stages:  # the start is inside every budget
-            starts_as_base = not peft.virtual_tokens(self.subject.network, NAME) if self.subject.is_adapter else True
-            self.progress.best_loss = self.before.loss if starts_as_base else None
-            self.progress.strength = PULL if recipe.max_forget is not None else 0.0
-            self.best = self.subject.weights()
-            self._note_stage(self.probes.stage(0, self.probes.before), self.before)
-        elif self.best is None:  # the checkpoint does not hold the same weights twice
-            self.best = self.subject.weights()
+        self._saved = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Note the start, which is inside every budget."""
+        starts_as_base = not (self.subject.is_adapter and peft.virtual_tokens(self.subject.network, NAME))
+        self.progress = Progress(
+            best_loss=self.before.loss if starts_as_base else None,
+            strength=PULL if self.recipe.max_forget is not None else 0.0,
+        )
+        self.best = self.subject.weights()
+        self._note_stage(self.probes.stage(0, self.probes.before), self.before)
+
+    def resume(self) -> list[str]:
+        """Take over the newest intact checkpoint of the directory, if there is one; return what is to be said."""
+        found, best, notes = states.resume(self.directory, self.subject, self.optimizer)
+        if found is not None:
+            self.progress, self._saved = found, found.step
+            self.best = best or self.subject.weights()  # a checkpoint does not hold the same weights twice
+        return notes
 
     def run(self) -> bool:
         """Tune until the last update; False when it was interrupted, with the state in a checkpoint.
@@ -109,7 +123,7 @@ class Tuning:
             self.subject.network.train()
             with self.subject.tuned():
                 while self._boundary():
-                    report = self._update()
+                    report = self.update()
                     if report is not None:
                         self._note_step(report)
             return self._ended and self.progress.logged == self.progress.step
@@ -136,7 +150,8 @@ class Tuning:
             self._save()
         return going_on
 
-    def _update(self) -> Report | None:
+    def update(self) -> Report | None:
+        """Make the next update; None when a signal came before it was done."""
         step = self.progress.step
         torch.manual_seed((self.recipe.seed * _GOLDEN + step) % 2**63)
         numbers = self.order.indices(step)
@@ -245,7 +260,6 @@ class Tuning:
         if lost > budget:
             progress.broken += 1
             progress.strength *= 4
-            assert self.best is not None
             self.subject.restore(self.best)
             self.optimizer.restore({name: torch.zeros_like(tensor) for name, tensor in self.optimizer.state().items()})
             way = f"back to the weights of step {progress.best_step}, with a pull of {progress.strength:g}"

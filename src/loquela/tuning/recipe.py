@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from loquela.data.pairs import FORMATS
 from loquela.errors import RecipeError
 from loquela.peft.base import METHODS as PEFT_METHODS
+from loquela.peft.base import method
 from loquela.training.recipe_file import leaves, one_of, override, read, unknown
 from loquela.training.schedules import SCHEDULES
 
@@ -158,7 +159,11 @@ class TuneRecipe(_Strict):
             own = key.split(".")[0] in cls.model_fields or key not in _settings_of(raw)
             override(raw, change if own else f"settings.{change}")
         if wrong := [*unknown({k: v for k, v in raw.items() if k != "settings"}, cls)]:
-            raise RecipeError(f"{where}: {'; '.join(wrong)}")
+            more = sorted(_settings_of(raw) - cls.model_fields.keys())
+            and_more = f" (settings of the method: {', '.join(more)})" if more else ""
+            raise RecipeError(f"{where}: {'; '.join(wrong)}{and_more}")
+        if isinstance(raw.get("settings"), dict):
+            raw["settings"] = {key: _listed(raw, key, value) for key, value in raw["settings"].items()}
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -215,10 +220,19 @@ class TuneRecipe(_Strict):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
+def _listed(raw: Mapping[str, Any], key: str, value: Any) -> Any:
+    """Names with commas, where the method wants a list of them."""
+    if not isinstance(value, str) or key not in _settings_of(raw):
+        return value
+    kind = str(
+        method(raw.get("method", TuneRecipe.model_fields["method"].default)).CONFIG.__dataclass_fields__[key].type
+    )
+    only_lists = "list[str]" in kind and "| str" not in kind
+    return value.split(",") if only_lists or ("list[str]" in kind and "," in value) else value
+
+
 def _settings_of(raw: Mapping[str, Any]) -> set[str]:
     """The names of the settings that the method of an unchecked recipe knows."""
-    from loquela.peft.base import method
-
     name = raw.get("method", TuneRecipe.model_fields["method"].default)
     return set() if name not in PEFT_METHODS else {*method(name).CONFIG.__dataclass_fields__} - {"extra"}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loquela.checkpoint.files import finish_install, read_json
+from loquela.data.pairs import Examples
 from loquela.data.readers import file_hash
 from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError
 from loquela.evaluation.forgetting import Forgetting, Stage
@@ -25,10 +27,9 @@ from loquela.tuning.loop import Tuning, optimizer_for
 from loquela.tuning.preparing import Prepared, labels_of, prepare, read_tasks
 from loquela.tuning.probing import Probes, probes_for
 from loquela.tuning.recipe import TuneRecipe
-from loquela.tuning.state import Progress, resume
 from loquela.tuning.subject import Subject, open_subject
 
-__all__ = ["TuneResult", "tune"]
+__all__ = ["TuneResult", "seconds_per_step", "tune"]
 
 RESULTS, RECIPE = "tune_results.json", "tune.yaml"
 
@@ -91,43 +92,59 @@ def tune(recipe: TuneRecipe | Mapping[str, Any] | str | Path, *, on_event: Liste
         _claim(directory, recipe)
         if recipe.resume_from_checkpoint and (result := _finished(directory, say)):
             return result
-        subject = open_subject(recipe, labels_of(recipe, tasks))
-        prepared = prepare(recipe, subject, tasks, subject.labels, say)
-        evaluating = Assembler(
-            subject.network, at_most=recipe.per_device_eval_batch_size, limit=subject.room, packing=False
-        )
-        probes = probes_for(recipe, subject, evaluating, prepared.held, say)
-        before = _score_base(recipe, subject, prepared, probes, evaluating)
-        optimizer = optimizer_for(recipe, subject)
-        progress, best, notes = Progress(), None, list[str]()
+        run = _assembled(recipe, tasks, directory, on_event, lambda: interruption.requested)
         if recipe.resume_from_checkpoint:
-            progress, best, notes = resume(directory, subject, optimizer)
-        for note in notes:
-            say(note)
-        run = Tuning(
-            recipe,
-            subject,
-            prepared,
-            probes,
-            Assembler(
-                subject.network,
-                at_most=recipe.per_device_train_batch_size,
-                limit=recipe.max_seq_length or subject.room,
-                packing=recipe.packing,
-            ),
-            optimizer,
-            directory,
-            on_event,
-            stopping=lambda: interruption.requested,
-            before=before,
-            progress=progress,
-            best=best,
-        )
+            for note in run.resume():
+                say(note)
         interruption.patient = True
         if not run.run():
             say(f"interrupted after step {run.progress.step} of {run.steps}; the same command goes on from there")
             raise KeyboardInterrupt
-        return _finish(run, evaluating, say)
+        return _finish(run, say)
+
+
+def seconds_per_step(recipe: TuneRecipe, steps: int = 4) -> float:
+    """Return the processor seconds of an update by this recipe, all threads together; nothing is kept."""
+    less = {"probe": [], "probe_tokens": 1, "max_forget": None, "validation_rows": 1}
+    recipe = recipe.model_copy(update=less)
+    tasks = read_tasks(recipe, lambda message: None)
+    run = _assembled(recipe, tasks, Path(recipe.output_dir), lambda event: None, lambda: False)
+    run.subject.network.train()
+    with run.subject.tuned():
+        run.update()  # the first one makes room and starts threads
+        began = time.process_time()
+        for _ in range(steps):
+            run.update()
+    return (time.process_time() - began) / steps
+
+
+def _assembled(
+    recipe: TuneRecipe,
+    tasks: list[Examples],
+    directory: Path,
+    on_event: Listener,
+    stopping: Callable[[], bool],
+) -> Tuning:
+    """Open the model, render the rows, score the base: all that comes before the first step."""
+
+    def say(message: str) -> None:
+        on_event(Note(message))
+
+    subject = open_subject(recipe, labels_of(recipe, tasks))
+    prepared = prepare(recipe, subject, tasks, subject.labels, say)
+    scoring = Assembler(subject.network, at_most=recipe.per_device_eval_batch_size, limit=subject.room, packing=False)
+    learning = Assembler(
+        subject.network,
+        at_most=recipe.per_device_train_batch_size,
+        limit=recipe.max_seq_length or subject.room,
+        packing=recipe.packing,
+    )
+    probes = probes_for(recipe, subject, scoring, prepared.held, say)
+    before = _score_base(recipe, subject, prepared, probes, scoring)
+    optimizer = optimizer_for(recipe, subject)
+    return Tuning(
+        recipe, subject, prepared, probes, learning, scoring, optimizer, directory, on_event, stopping, before
+    )
 
 
 def _score_base(recipe: TuneRecipe, subject: Subject, prepared: Prepared, probes: Probes, assembler: Assembler) -> Held:
@@ -145,12 +162,11 @@ def _score_base(recipe: TuneRecipe, subject: Subject, prepared: Prepared, probes
     return before
 
 
-def _finish(run: Tuning, assembler: Assembler, say: Any) -> TuneResult:
+def _finish(run: Tuning, say: Callable[[str], None]) -> TuneResult:
     recipe, subject, progress, directory = run.recipe, run.subject, run.progress, run.directory
     if progress.ended:
         say(progress.ended)
     if recipe.load_best_model_at_end or recipe.max_forget is not None:
-        assert run.best is not None
         subject.restore(run.best)
         if progress.best_step == 0:
             say("no step was better than the base on the held-out rows: what was there at the start is kept")
@@ -158,7 +174,7 @@ def _finish(run: Tuning, assembler: Assembler, say: Any) -> TuneResult:
             say(f"the weights of step {progress.best_step} are kept, the best on the held-out rows")
     kept = progress.best_step if recipe.load_best_model_at_end or recipe.max_forget is not None else progress.step
     with subject.tuned():
-        after = validate(subject, run.prepared, assembler, beta=recipe.beta)
+        after = validate(subject, run.prepared, run.scoring, beta=recipe.beta)
         nats, tokens = run.probes.score()
         assert after is not None
         forgetting = run.probes.account(nats, [Stage(**stage) for stage in progress.stages])
@@ -224,6 +240,11 @@ def _compare_states(run: Tuning, forgetting: Forgetting) -> None:
 
 def peak_memory() -> int:
     """Return the most bytes that this process has held in memory at a time."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says has the memory of the process that started this one in it
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found if sys.platform == "darwin" else found * 1024
 
@@ -268,7 +289,7 @@ def _claim(directory: Path, recipe: TuneRecipe) -> None:
         )
 
 
-def _finished(directory: Path, say: Any) -> TuneResult | None:
+def _finished(directory: Path, say: Callable[[str], None]) -> TuneResult | None:
     """Return the result of a run that has ended."""
     finish_install(directory)
     if not (directory / RESULTS).is_file():

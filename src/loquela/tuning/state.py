@@ -79,7 +79,7 @@ def save(
 
 def resume(
     directory: Path, subject: Subject, optimizer: Optimizers
-) -> tuple[Progress, dict[str, Tensor] | None, list[str]]:
+) -> tuple[Progress | None, dict[str, Tensor] | None, list[str]]:
     """Take over the newest intact checkpoint, if there is one; also return the best weights, and what is to be said."""
     notes = []
     for checkpoint in checkpoints(directory):
@@ -91,7 +91,7 @@ def resume(
         return progress, best, [*notes, f"going on from {checkpoint.name}"]
     if notes:
         notes.append("no checkpoint is intact: tuning begins anew")
-    return Progress(), None, notes
+    return None, None, notes
 
 
 def _restore(checkpoint: Path, subject: Subject, optimizer: Optimizers) -> tuple[Progress, dict[str, Tensor] | None]:
