@@ -39,13 +39,15 @@ class Decoder(nn.Module):
         rotary: Rotary | Sequence[Rotary | None] | None = None,
         cache: Cache | None = None,
         padding: Tensor | None = None,
+        segments: Tensor | None = None,
         bias: Tensor | None = None,
         memory: Sequence[Memory] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
         """Run `x` (batch, seq, dim), which comes after what `cache` holds; same shape.
 
-        `padding` (batch, cached + seq) is True where a token is real. `bias` (heads, seq, cached + seq) is added to
+        `padding` (batch, cached + seq) is True where a token is real. `segments` (batch, cached + seq) numbers the
+        document of each token, which alone it sees. `bias` (heads, seq, cached + seq) is added to
         the scores. `rotary` serves all layers, or names one per layer. `memory` is the encoder's output per layer.
         """
         keys = x.shape[1] + (0 if cache is None else cache.length)
@@ -54,7 +56,7 @@ class Decoder(nn.Module):
             window = self.windows[index]
             window = window if window is not None and keys > window else None
             if window not in masks:
-                masks[window] = _mask(x, keys, window, padding, bias)
+                masks[window] = _mask(x, keys, window, padding, segments, bias)
             mask, causal = masks[window]
             x = layer(
                 x,
@@ -69,11 +71,16 @@ class Decoder(nn.Module):
 
 
 def _mask(
-    x: Tensor, keys: int, window: int | None, padding: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    keys: int,
+    window: int | None,
+    padding: Tensor | None,
+    segments: Tensor | None,
+    bias: Tensor | None,
 ) -> tuple[Tensor | None, bool]:
     """The mask of one kind of layer, and whether the plain causal square does instead; built only where needed."""
     queries = x.shape[1]
-    if padding is None and window is None and (queries == 1 or (queries == keys and bias is None)):
+    if padding is None and segments is None and window is None and (queries == 1 or (queries == keys and bias is None)):
         return bias, queries > 1
-    mask = causal_mask(queries, keys, window=window, padding=padding, device=x.device)
+    mask = causal_mask(queries, keys, window=window, padding=padding, segments=segments, device=x.device)
     return (mask if bias is None else additive_mask(bias, mask)), False

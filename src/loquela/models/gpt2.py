@@ -13,7 +13,7 @@ from loquela.layers.block import PreNormBlock
 from loquela.layers.cache import Cache, positions
 from loquela.layers.decoder import Decoder
 from loquela.layers.feedforward import ACTIVATIONS, FeedForward
-from loquela.layers.masks import positions_from_padding
+from loquela.layers.masks import positions_from_padding, positions_from_segments
 from loquela.layers.norms import LayerNorm
 from loquela.models.base import Config, Network, Rename
 
@@ -117,13 +117,26 @@ class GPT2(Network):
     def dim(self) -> int:  # noqa: D102
         return self.config.n_embd
 
-    def hidden(self, tokens: Tensor, *, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:  # noqa: D102
-        if padding is None:
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Return the last hidden states; `segments` (batch, seq) numbers documents that stand side by side in a row.
+
+        Each is read as if it stood alone; such a row is read whole, without a cache.
+        """
+        if segments is not None:
+            where = positions_from_segments(segments)
+        elif padding is None:
             where = positions(cache, tokens.shape[1], tokens.device)
         else:
             where = positions_from_padding(padding, tokens.shape[1])
         x = self.embedding_dropout(self.token_embedding(tokens) + self.position_embedding(where))
-        return self.decoder(x, cache=cache, padding=padding)  # type: ignore[no-any-return]
+        return self.decoder(x, cache=cache, padding=padding, segments=segments)  # type: ignore[no-any-return]
 
     def head(self, hidden: Tensor) -> Tensor:  # noqa: D102
         return self.lm_head(hidden)  # type: ignore[no-any-return]

@@ -184,9 +184,18 @@ class Phi3(RotaryDecoder):
     def _divided(self, key: str) -> Tensor:
         return self._frequencies() / torch.tensor(self.config.rope_parameters[key])
 
-    def hidden(self, tokens: Tensor, *, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:  # noqa: D102
+    def hidden(  # noqa: D102
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         if not self.config.stretched:
-            return super().hidden(tokens, cache=cache, padding=padding)
+            return super().hidden(tokens, cache=cache, padding=padding, segments=segments)
+        if segments is not None:
+            raise UsageError("documents side by side need one stretch for all, but here each length has its own")
         if not (cache is None or isinstance(cache, ReplayCache)):
             raise UsageError(f"make the cache of this network with `new_cache`, not a {type(cache).__name__}")
         new = tokens.shape[1]

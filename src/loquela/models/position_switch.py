@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from loquela.errors import ConfigError, nearest
 from loquela.layers.cache import Cache, positions
-from loquela.layers.masks import positions_from_padding
+from loquela.layers.masks import positions_from_padding, positions_from_segments
 from loquela.layers.positions import LearnedPositions, RelativeBias, SinusoidalPositions, alibi_bias
 from loquela.models.base import Config, Rename
 from loquela.models.rotary_decoder import RotaryDecoder, RotaryDecoderConfig
@@ -102,10 +102,19 @@ class PositionSwitch(RotaryDecoder):
                     max_distance=config.relative_attention_max_distance,
                 )
 
-    def hidden(self, tokens: Tensor, *, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:  # noqa: D102
+    def hidden(  # noqa: D102
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
         queries = tokens.shape[1]
         keys = queries + (0 if cache is None else cache.length)
-        if padding is None:
+        if segments is not None:
+            where = positions_from_segments(segments)
+        elif padding is None:
             where = positions(cache, queries, tokens.device)
         else:
             where = positions_from_padding(padding, queries)
@@ -114,7 +123,7 @@ class PositionSwitch(RotaryDecoder):
             x = x + self.positions(where)
         rotary = self.rotary(where) if self.config.position == "rotary" else None
         bias = self.bias(queries, keys)
-        return self.decoder(x, rotary=rotary, cache=cache, padding=padding, bias=bias)  # type: ignore[no-any-return]
+        return self.decoder(x, rotary=rotary, cache=cache, padding=padding, segments=segments, bias=bias)  # type: ignore[no-any-return]
 
     def bias(self, queries: int, keys: int) -> Tensor | None:
         """Return what is added to the scores (heads, queries, keys) of the last `queries` of `keys` positions."""

@@ -17,7 +17,7 @@ from loquela.layers.block import PreNormBlock
 from loquela.layers.cache import Cache, positions
 from loquela.layers.decoder import Decoder
 from loquela.layers.feedforward import ACTIVATIONS, GatedFeedForward
-from loquela.layers.masks import positions_from_padding
+from loquela.layers.masks import positions_from_padding, positions_from_segments
 from loquela.layers.norms import RMSNorm
 from loquela.layers.positions import Rotary
 from loquela.models import rope
@@ -204,12 +204,26 @@ class RotaryDecoder(Network):
     def dim(self) -> int:  # noqa: D102
         return self.config.hidden_size
 
-    def hidden(self, tokens: Tensor, *, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:  # noqa: D102
-        if padding is None:
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:
+        """Return the last hidden states; `segments` (batch, seq) numbers documents that stand side by side in a row.
+
+        Each is read as if it stood alone; such a row is read whole, without a cache.
+        """
+        if segments is not None:
+            where = positions_from_segments(segments)
+        elif padding is None:
             where = positions(cache, tokens.shape[1], tokens.device)
         else:
             where = positions_from_padding(padding, tokens.shape[1])
-        return self.decoder(self.embed(tokens), rotary=self.rotary(where), cache=cache, padding=padding)  # type: ignore[no-any-return]
+        rotary = self.rotary(where)
+        return self.decoder(self.embed(tokens), rotary=rotary, cache=cache, padding=padding, segments=segments)  # type: ignore[no-any-return]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return what enters the first block (batch, seq, dim)."""
