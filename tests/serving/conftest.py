@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from loquela.models.base import Network, architecture
 from loquela.serving.app import build
 from loquela.serving.options import Options
 from loquela.serving.state import Served
-from loquela.serving.worker import server_config
+from loquela.serving.worker import bind, server_config
 from loquela.text.tokenizer import Tokenizer
 
 TEXT = '{"mood": "happy", "n": 12} The cat sat on the mat; the dog sat on the log. Ärger 🐈, 3456789.\n' * 20
@@ -73,8 +73,7 @@ class Running:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.served = Served(options)
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
+        self.socket = bind(dataclasses.replace(options, port=0))
         self.port: int = self.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = uvicorn.Server(server_config(options, build(self.served)))

@@ -35,6 +35,7 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
         raise ApiError(400, "max_tokens and max_completion_tokens are two names of one", param="max_tokens")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     settings = served.settings(body, served.model.context_length if asked is None else asked)
+    constraint = await served.constraint(body)
     ids = await rendered(served, body.messages)
     ids, _ = served.model.fit(ids, settings)
     request = Request(
@@ -43,7 +44,7 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
         served.model.end_ids,
         top=body.top_logprobs or 0,
         adapter=adapter,
-        constraint=await served.constraint(body),
+        constraint=constraint,
         owner=owner_of(http),
         seconds=served.options.seconds,
     )

@@ -1,0 +1,349 @@
+"""What the page asks beyond OpenAI's API: pieces with their ids, whole distributions, pictures, labels, runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, Field
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from loquela.engine.requests import Request, Scores, Written
+from loquela.generation.completion import Alternative
+from loquela.generation.rules import RULES, History, most_probable
+from loquela.generation.sampling import stages
+from loquela.generation.settings import SETTINGS
+from loquela.inspection import PICTURES, Inspected
+from loquela.inspection.reading import read, token_text
+from loquela.inspection.theme import TEMPLATES
+from loquela.models.encoder_only import EncoderOnly
+from loquela.serving.chat import rendered
+from loquela.serving.failures import ApiError
+from loquela.serving.operations import Operation
+from loquela.serving.owners import owner_of
+from loquela.serving.running import Run
+from loquela.serving.runs import Runs, runs
+from loquela.serving.schemas import CompletionRequest, Count, Messages, Name, Stop, Strict, Tokens
+from loquela.serving.state import Served
+from loquela.serving.stream import events
+
+__all__ = ["routes"]
+
+MOST_DRAWN = 512
+"""Tokens that a picture may have: attention grows with their square."""
+_LISTED = 512
+_SHOWN = frozenset({"tokens", "attention", "next", "embeddings", "positions", "lens", "attribution", "anatomy", "loop"})
+_HIDDEN = frozenset({"seed", "n", "stop", "max_new_tokens", "sampler_order", "do_sample"})
+
+
+class Prompted(Strict):
+    """A text, token ids, or a conversation, and who reads it."""
+
+    model: Name | None = None
+    prompt: str | Tokens | None = None
+    messages: Messages | None = None
+
+
+class PieceRequest(CompletionRequest):
+    """POST /inside/complete: as /v1/completions, or a conversation in the place of the prompt."""
+
+    prompt: str | Tokens | None = None  # type: ignore[assignment]
+    messages: Messages | None = None
+    top: Annotated[int, Field(ge=0, le=20)] = 8
+
+
+class LogitsRequest(Prompted):
+    """POST /inside/logits."""
+
+
+class StagesRequest(Prompted):
+    """POST /inside/stages: what each rule does to the distribution of the next token, by the sampler itself."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class PictureRequest(Prompted):
+    """POST /inside/picture."""
+
+    picture: Name
+    options: dict[str, str] = Field(default_factory=dict)
+
+
+class ClassifyRequest(Strict):
+    """POST /inside/classify."""
+
+    model: Name | None = None
+    input: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
+
+
+class Control(BaseModel):
+    """A setting of generation, as a control shows it."""
+
+    name: str
+    kind: str
+    default: Any
+    minimum: float | None
+    maximum: float | None
+    help: str
+
+
+class PictureCard(BaseModel):
+    """A picture that can be asked for, and its options."""
+
+    name: str
+    title: str
+    options: list[Control]
+
+
+class About(BaseModel):
+    """What the page must know to draw itself."""
+
+    name: str
+    model_type: str
+    kind: str
+    task: str | None
+    parameters: int
+    vocab_size: int
+    context_length: int
+    chat: bool
+    infill: bool
+    adapters: dict[str, str]
+    defaults: dict[str, Any]
+    controls: list[Control]
+    pictures: list[PictureCard]
+    templates: dict[str, Any]
+
+
+class Logits(BaseModel):
+    """The next token's logits, little-endian float32 in base64, and the texts of the likeliest."""
+
+    tokens: list[int]
+    logits: str
+    vocab_size: int
+    texts: dict[int, str]
+
+
+class StageCard(BaseModel):
+    """What one rule left."""
+
+    name: str
+    value: Any
+    removed: float
+    kept: int
+
+
+class Stages(BaseModel):
+    """The sampler's own account."""
+
+    stages: list[StageCard]
+
+
+class Labels(BaseModel):
+    """For each text the probability of each label."""
+
+    labels: list[str]
+    probabilities: list[list[float]]
+
+
+def routes(served: Served) -> list[Operation]:
+    """Return the operations that the app adds to its table."""
+    return [
+        Operation("GET", "/inside/about", "What the page must know.", about, answer=About, errors=(401, 403, 500)),
+        Operation("POST", "/inside/complete", "Pieces with ids.", complete, PieceRequest, media="text/event-stream"),
+        Operation("POST", "/inside/logits", "The next token's logits.", logits, LogitsRequest, Logits),
+        Operation("POST", "/inside/stages", "What each rule removes.", stages_of, StagesRequest, Stages),
+        Operation("POST", "/inside/picture", "A picture's figures and data.", picture, PictureRequest),
+        Operation("POST", "/inside/classify", "Labels of texts.", classify, ClassifyRequest, Labels),
+        Operation("GET", "/inside/runs", "Runs of training here.", runs, answer=Runs, errors=(401, 403, 500)),
+    ]
+
+
+async def about(served: Served, http: HttpRequest) -> About:
+    """Describe model, controls and pictures."""
+    network, card = served.model.network, served.card(None)
+    return About(
+        name=served.name,
+        model_type=network.config.model_type,
+        kind=network.kind,
+        task=network.task if isinstance(network, EncoderOnly) else None,
+        parameters=network.parameter_count(),
+        vocab_size=network.vocab_size,
+        context_length=served.model.context_length,
+        chat=card.chat,
+        infill=card.infill,
+        adapters={name: served.method(name) for name in served.adapters},
+        defaults=card.defaults,
+        controls=[
+            _control(s.name, s.kind, s.default, s.minimum, s.maximum, s.help)
+            for s in SETTINGS.values()
+            if s.name in RULES and s.kind in (int, float) and s.name not in _HIDDEN
+        ],
+        pictures=[_picture_card(name) for name in PICTURES if name in _SHOWN],
+        templates={name: template.to_plotly_json() for name, template in TEMPLATES.items()},
+    )
+
+
+def _control(name: str, kind: type, default: Any, minimum: float, maximum: float, help: str) -> Control:
+    bounds = [None if math.isinf(bound) else bound for bound in (minimum, maximum)]
+    return Control(
+        name=name, kind=kind.__name__, default=default, minimum=bounds[0], maximum=bounds[1], help=help
+    )
+
+
+def _picture_card(name: str) -> PictureCard:
+    options = [
+        _control(o.name, o.kind, None if o.needed else o.default, -math.inf, math.inf, o.help)
+        for o in PICTURES[name].options.values()
+        if o.kind in (int, float, bool, str)
+    ]
+    return PictureCard(name=name, title=PICTURES[name].title, options=options)
+
+
+async def _ids(served: Served, body: Any) -> list[int]:
+    """Return the token ids of a body's text, ids or conversation."""
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
+    if body.messages is not None:
+        return await rendered(served, body.messages)
+    if isinstance(body.prompt, str):
+        return (await served.encode(body.prompt)) or served.model.fit("", served.model.settings(max_new_tokens=1))[0]
+    served.check_ids(body.prompt)
+    return list(body.prompt)
+
+
+async def complete(served: Served, http: HttpRequest, body: PieceRequest) -> Response:
+    """Stream each piece of one completion with its id, its log-probability, and the alternatives with theirs."""
+    settings = served.settings(body, 200 if body.max_tokens is None else body.max_tokens).replace(n=1)
+    ids, _ = served.model.fit(await _ids(served, body), settings)
+    request = Request(
+        tuple(ids),
+        settings,
+        served.model.end_ids,
+        top=body.top,
+        adapter=served.adapter(body.model),
+        constraint=await served.constraint(body),
+        score_prompt=bool(body.echo),
+        owner=owner_of(http),
+        seconds=served.options.seconds,
+    )
+    return events(_pieces(served, Run(served, [request]), ids, settings.seed))
+
+
+async def _pieces(served: Served, run: Run, ids: list[int], seed: int) -> AsyncIterator[dict[str, Any]]:
+    texts = [served.token(token) for token in ids]
+    yield {"prompt": [{"id": token, "text": text} for token, text in zip(ids, texts, strict=True)], "seed": seed}
+    async for _, event in run.events():
+        if isinstance(event, Scores):
+            yield {"scores": [token.log_prob for token in event.tokens]}
+        elif isinstance(event, Written):
+            piece = event.piece
+            yield {
+                "text": piece.text,
+                "id": piece.id,
+                "token": served.token(piece.id),
+                "log_prob": max(piece.log_prob, -9999.0),
+                "top": [_alternative(other) for other in piece.top],
+                "finish_reason": piece.finish_reason,
+            }
+
+
+def _alternative(other: Alternative) -> dict[str, Any]:
+    return {"id": other.id, "text": other.text, "log_prob": max(other.log_prob, -9999.0)}
+
+
+async def _next_logits(served: Served, body: Any) -> tuple[list[int], Any]:
+    """Return the prompt's ids and the logits (vocab,) of what comes next, float64."""
+    ids = await _ids(served, body)
+    if served.model.network.kind == "encoder":
+        raise ApiError(400, "the next token is unavailable: this model reads a text whole", code="unavailable")
+
+    def job() -> Any:
+        reading = read(served.model, ids) if served.model.network.kind == "decoder" else read(served.model, ids, [])
+        return reading.logits()[-1].double().cpu().numpy()
+
+    return ids, await _worn(served, body.model, job)
+
+
+async def _worn(served: Served, model: str | None, job: Callable[[], Any]) -> Any:
+    adapter = served.adapter(model)
+
+    def wearing() -> Any:
+        with served.wear(adapter):
+            return job()
+
+    return await served.run(wearing)
+
+
+async def logits(served: Served, http: HttpRequest, body: LogitsRequest) -> Logits:
+    """Return the whole distribution, so that the page can follow a slider without asking again."""
+    ids, row = await _next_logits(served, body)
+    listed = [int(token) for token in most_probable(row, _LISTED)]
+    return Logits(
+        tokens=ids,
+        logits=base64.b64encode(np.asarray(row, dtype="<f4").tobytes()).decode(),
+        vocab_size=len(row),
+        texts={token: token_text(served.model.tokenizer, token) for token in listed},
+    )
+
+
+async def stages_of(served: Served, http: HttpRequest, body: StagesRequest) -> Stages:
+    """Let the sampler itself say what each rule does."""
+    settings = served.model.settings(**body.settings)
+    ids, row = await _next_logits(served, body)
+    row = np.asarray(row, dtype=np.float32).astype(np.float64)  # the very numbers that `logits` sends
+    history = History(ids, (), served.model.end_ids)
+    return Stages(
+        stages=[
+            StageCard(name=s.name, value=s.value, removed=s.removed, kept=int(np.isfinite(s.after).sum()))
+            for s in stages(row, history, settings)
+        ]
+    )
+
+
+async def picture(served: Served, http: HttpRequest, body: PictureRequest) -> Response:
+    """Draw a picture of the very tokens of a request, with its adapter worn."""
+    if body.picture not in _SHOWN:
+        raise ApiError(404, f"picture must be one of {', '.join(sorted(_SHOWN))}, but is another", param="picture")
+    drawn = PICTURES[body.picture]
+    options = {n: drawn.options[n].parse(v) if n in drawn.options else SETTINGS[n].parse(v)
+               for n, v in body.options.items() if n in drawn.options or n in SETTINGS}  # fmt: skip
+    if unknown := [name for name in body.options if name not in options]:
+        raise ApiError(400, f"{body.picture} has no option {unknown[0][:40]!r}", param="options", code="invalid_value")
+    ids = await _ids(served, body) if "text" in drawn.takes else None
+    if ids is not None and len(ids) > MOST_DRAWN:
+        raise ApiError(
+            400, f"a picture takes at most {MOST_DRAWN} tokens, but there are {len(ids)}: shorten the text",
+            code="too_long",
+        )  # fmt: skip
+
+    def job() -> str:
+        model: Inspected = served.model
+        data = drawn.data(model, ids, adapter=served.adapter(body.model), **options)
+        figures = ",".join(f"{json.dumps(name)}:{figure.to_json()}" for name, figure in drawn.figures(data).items())
+        shown = json.dumps({"title": drawn.title, "unavailable": data.get("unavailable") or {}})
+        return f'{shown[:-1]}, "figures": {{{figures}}}}}'
+
+    return Response(await served.run(job), media_type="application/json")
+
+
+async def classify(served: Served, http: HttpRequest, body: ClassifyRequest) -> Labels:
+    """Return the labels of a classifier's head."""
+    network = served.model.network
+    if not isinstance(network, EncoderOnly) or network.task != "text-classification":
+        raise ApiError(400, "labels need a model with a classifier's head, but this one has none", code="unavailable")
+
+    def job() -> list[list[float]]:
+        rows = []
+        for text in body.input:
+            scores = served.model.logits(served.model.tokenizer.encode(text))
+            rows.append(scores.double().softmax(-1)[0].tolist())
+        return rows
+
+    return Labels(labels=list(network.labels), probabilities=await _worn(served, body.model, job))
+
+
