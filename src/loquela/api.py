@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, TypeAlias, cast, overload
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from loquela.checkpoint.sentence import Pooling, read_pooling, sentence_files
 from loquela.checkpoint.store import load_model, save_model
 from loquela.data.readers import Piece as TextPiece
-from loquela.errors import ContextWindowError, LoquelaError, TokenizerError, UsageError
+from loquela.errors import ContextWindowError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
 from loquela.generation.decode import evaluating
@@ -22,24 +23,38 @@ from loquela.generation.embed import embed
 from loquela.generation.settings import BEAMS, DRAWING, GenerationSettings, known_settings
 from loquela.inspection.watch import Seen, watch
 from loquela.models.base import Network
+from loquela.peft.attaching import adapters, wearing
+from loquela.peft.storing import load_adapter
+from loquela.peft.wardrobe import Names
 from loquela.prompting.budget import fit
 from loquela.text.tokenizer import Tokenizer
 
 __all__ = ["LanguageModel", "load"]
 
 Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Tensor"
+Wear: TypeAlias = "Names | EllipsisType"
+"""What a call wears: an adapter, None for the base alone, one of both per row, or `...`: as the model was loaded."""
 
 
-def load(directory: str | Path, adapter: None = None, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """Open a model directory in Hugging Face's layout.
+def load(
+    directory: str | Path,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> LanguageModel:
+    """Open a model directory in Hugging Face's layout, and adapters in PEFT's for it: one base in memory.
 
-    `dtype` is what is computed in: float32, float16, bfloat16 or float64. Raises `CheckpointError` for a directory
-    that is missing, half-written or damaged.
+    One `adapter` directory is worn by every call that says nothing else. Several, by name, are chosen at each call
+    (`adapter="name"`), which wears none unless it says so. `dtype` is what is computed in: float32, float16, bfloat16
+    or float64. Raises `CheckpointError` for a directory that is missing, half-written, damaged, or made for another
+    base.
     """
-    if adapter is not None:
-        raise LoquelaError(f"adapter must be None, since adapters arrive with tuning, but is {adapter!r}")
     loaded = load_model(directory, dtype=dtype, device=device)
-    return LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
+    for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
+        load_adapter(loaded.network, place, name)
+    model = LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
+    model.adapter = "default" if isinstance(adapter, str | Path) else None
+    return model
 
 
 class LanguageModel:
@@ -60,6 +75,19 @@ class LanguageModel:
         self.generation_config = generation_config or {}
         self.pooling = pooling
         self._tokenizer = tokenizer
+        self.adapter: str | None = None
+        """The adapter that a call wears unless it says otherwise."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that calls can wear."""
+        return tuple(adapters(self.network))
+
+    @contextmanager
+    def wearing(self, adapter: Wear = ...) -> Iterator[None]:
+        """Let `network` wear adapters while the `with` runs; see `loquela.peft.wearing`."""
+        with wearing(self.network, self._worn(adapter)):
+            yield
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -83,23 +111,32 @@ class LanguageModel:
 
     # -- numbers
 
-    def logits(self, ids: Ids) -> Tensor:
-        """Return the logits (batch, seq, vocab) of token ids (seq,) or (batch, seq)."""
-        with evaluating(self.network):
+    def logits(self, ids: Ids, *, adapter: Wear = ...) -> Tensor:
+        """Return the logits (batch, seq, vocab) of token ids (seq,) or (batch, seq); each row may wear its own."""
+        with evaluating(self.network), self.wearing(adapter):
             return cast(Tensor, self.network(self._batch(ids)))
 
-    def hidden(self, ids: Ids) -> Tensor:
-        """Return the last hidden states (batch, seq, dim) of token ids (seq,) or (batch, seq)."""
-        with evaluating(self.network):
+    def hidden(self, ids: Ids, *, adapter: Wear = ...) -> Tensor:
+        """Return the last hidden states (batch, seq, dim) of token ids (seq,) or (batch, seq); see `logits`."""
+        with evaluating(self.network), self.wearing(adapter):
             return self.network.hidden(self._batch(ids))
 
-    def embed(self, texts: str | Sequence[str]) -> Tensor:
+    def embed(self, texts: str | Sequence[str], *, adapter: str | EllipsisType | None = ...) -> Tensor:
         """Return one vector per text (n, dim), by `pooling`, else the mean of its last hidden states."""
-        return embed(self.network, self.tokenizer, [texts] if isinstance(texts, str) else texts, self.pooling)
+        with self.wearing(adapter):
+            return embed(self.network, self.tokenizer, [texts] if isinstance(texts, str) else texts, self.pooling)
 
-    def score(self, text: str | Iterable[TextPiece], *, window: int | None = None, stride: int | None = None) -> Score:
+    def score(
+        self,
+        text: str | Iterable[TextPiece],
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        adapter: str | EllipsisType | None = ...,
+    ) -> Score:
         """Return log-probabilities per token, perplexity and bits per byte; see `loquela.evaluation.perplexity`."""
-        return score(self.network, self.tokenizer, text, window=window, stride=stride)
+        with self.wearing(adapter):
+            return score(self.network, self.tokenizer, text, window=window, stride=stride)
 
     def watch(self, *names: str) -> AbstractContextManager[Seen]:
         """Collect what modules compute, by name, while the `with` runs; see `loquela.inspection.watch`."""
@@ -123,13 +160,21 @@ class LanguageModel:
         return GenerationSettings(**values)
 
     @overload
-    def generate(self, prompt: str, *, top: int = 0, truncate: bool = False, **settings: Any) -> Completion: ...
+    def generate(
+        self, prompt: str, *, top: int = 0, truncate: bool = False, adapter: Wear = ..., **settings: Any
+    ) -> Completion: ...
     @overload
     def generate(
-        self, prompt: Sequence[str], *, top: int = 0, truncate: bool = False, **settings: Any
+        self, prompt: Sequence[str], *, top: int = 0, truncate: bool = False, adapter: Wear = ..., **settings: Any
     ) -> list[Completion]: ...
     def generate(
-        self, prompt: str | Sequence[str], *, top: int = 0, truncate: bool = False, **settings: Any
+        self,
+        prompt: str | Sequence[str],
+        *,
+        top: int = 0,
+        truncate: bool = False,
+        adapter: Wear = ...,
+        **settings: Any,
     ) -> Completion | list[Completion]:
         """Complete a prompt; a list in gives a list out, each as it would be alone.
 
@@ -138,25 +183,52 @@ class LanguageModel:
         `do_sample`, `sampler_order`. With `n` above 1 each prompt gives n completions, one after the other in a list.
         `top` asks for that many alternatives with each token. A prompt longer than the context window raises
         `ContextWindowError`, or with `truncate` is cut to its last tokens (`Completion.truncated` says by how many).
+        `adapter` names what is worn, or for a list of prompts what each wears.
         """
         chosen = self.settings(**settings)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        worn = self._worn(adapter)
+        each = [worn] * len(prompts) if worn is None or isinstance(worn, str) else list(worn)
+        if len(each) != len(prompts):
+            raise UsageError(f"each prompt must have one adapter or None, but {len(prompts)} have {len(each)}")
         completions = []
-        for text in [prompt] if isinstance(prompt, str) else prompt:
-            ids, cut = self.fit(text, chosen, truncate=truncate)
-            for completion in choices(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids):
-                completions.append(replace(completion, truncated=cut))
+        for text, name in zip(prompts, each, strict=True):
+            with wearing(self.network, name):
+                ids, cut = self.fit(text, chosen, truncate=truncate)
+                for completion in choices(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids):
+                    completions.append(replace(completion, truncated=cut))
         return completions[0] if isinstance(prompt, str) and chosen.n == 1 else completions
 
     def stream(
-        self, prompt: str | Sequence[int], *, top: int = 5, truncate: bool = False, **settings: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        top: int = 5,
+        truncate: bool = False,
+        adapter: str | EllipsisType | None = ...,
+        **settings: Any,
     ) -> Iterator[Piece]:
         """Complete a prompt (text, or token ids as they are) token by token; see `generate`.
 
         Each piece has its log-probability and the `top` most probable tokens.
         """
-        chosen = self.settings(**settings)
-        ids, _ = self.fit(prompt, chosen, truncate=truncate)
-        return stream(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids)
+        chosen, worn = self.settings(**settings), self._worn(adapter)
+        with wearing(self.network, worn):
+            ids, _ = self.fit(prompt, chosen, truncate=truncate)
+            pieces = stream(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids)
+        return self._each_wearing(worn, pieces)
+
+    def _each_wearing(self, worn: Names, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Wear adapters while a piece is computed, not while whoever asked for it has the turn."""
+        while True:
+            with wearing(self.network, worn):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def _worn(self, adapter: Wear) -> Names:
+        return self.adapter if isinstance(adapter, EllipsisType) else adapter
 
     def fit(
         self, prompt: str | Sequence[int], settings: GenerationSettings, *, truncate: bool = False
@@ -167,7 +239,10 @@ class LanguageModel:
         return kept, len(ids) - len(kept)
 
     def save(self, directory: str | Path) -> None:
-        """Write the model as a Hugging Face directory, whole or not at all; raises `StorageError`."""
+        """Write the model as a Hugging Face directory, whole or not at all; raises `StorageError`.
+
+        Adapters are not part of it, unless they were merged: `loquela.peft.save_adapter` writes those.
+        """
         extra = sentence_files(self.pooling, self.network.dim) if self.pooling else {}
         save_model(
             self.network, self._tokenizer, directory, generation_config=self.generation_config, extra_files=extra

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from loquela.checkpoint.tensors import StoredTensor, shown
-from loquela.errors import MismatchError
+from loquela.errors import MismatchError, UsageError
+from loquela.layers.quantized import QuantizedLinear
 from loquela.models.base import Network, Rename
 
 __all__ = ["disk_name", "load_into", "to_disk"]
@@ -47,6 +48,10 @@ def disk_name(name: str, renames: Sequence[Rename]) -> tuple[str, bool]:
 
 def to_disk(network: Network) -> dict[str, Tensor]:
     """Return the tensors of `network` under their names on disk, contiguous; a tied one once, under its first name."""
+    if any(isinstance(module, QuantizedLinear) for module in network.modules()):
+        raise UsageError(
+            "a network is saved with its full weights, but some of its matrices are quantised: load it again"
+        )
     tensors = {}
     prefix = network.base_prefix if network.headless else ""
     for slot in _slots(network):
