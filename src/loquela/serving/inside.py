@@ -22,13 +22,14 @@ from loquela.inspection import PICTURES, Inspected
 from loquela.inspection.reading import read, token_text
 from loquela.inspection.theme import TEMPLATES
 from loquela.models.encoder_only import EncoderOnly
+from loquela.peft.wardrobe import wardrobe_of
 from loquela.serving.chat import rendered
 from loquela.serving.failures import ApiError
 from loquela.serving.operations import Operation
 from loquela.serving.owners import owner_of
 from loquela.serving.running import Run
 from loquela.serving.runs import Runs, runs
-from loquela.serving.schemas import CompletionRequest, Count, Messages, Name, Stop, Strict, Tokens
+from loquela.serving.schemas import CompletionRequest, Messages, Name, Strict, Tokens
 from loquela.serving.state import Served
 from loquela.serving.stream import events
 
@@ -176,7 +177,7 @@ async def about(served: Served, http: HttpRequest) -> About:
         context_length=served.model.context_length,
         chat=card.chat,
         infill=card.infill,
-        adapters={name: served.method(name) for name in served.adapters},
+        adapters=_methods(served),
         defaults=card.defaults,
         controls=[
             _control(s.name, s.kind, s.default, s.minimum, s.maximum, s.help)
@@ -188,11 +189,15 @@ async def about(served: Served, http: HttpRequest) -> About:
     )
 
 
+def _methods(served: Served) -> dict[str, str]:
+    """Return how each adapter was tuned, by its name."""
+    wardrobe = wardrobe_of(served.model.network)
+    return {} if wardrobe is None else {name: wardrobe.adapters[name].config.method for name in served.adapters}
+
+
 def _control(name: str, kind: type, default: Any, minimum: float, maximum: float, help: str) -> Control:
     bounds = [None if math.isinf(bound) else bound for bound in (minimum, maximum)]
-    return Control(
-        name=name, kind=kind.__name__, default=default, minimum=bounds[0], maximum=bounds[1], help=help
-    )
+    return Control(name=name, kind=kind.__name__, default=default, minimum=bounds[0], maximum=bounds[1], help=help)
 
 
 def _picture_card(name: str) -> PictureCard:
@@ -345,5 +350,3 @@ async def classify(served: Served, http: HttpRequest, body: ClassifyRequest) -> 
         return rows
 
     return Labels(labels=list(network.labels), probabilities=await _worn(served, body.model, job))
-
-

@@ -66,22 +66,20 @@ class JsonLines(logging.Formatter):
     """One JSON object a line: time, level, what happened, and the fields of `extra={"fields": …}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line; a traceback is named by its places only, since its message may quote a prompt."""
+        """Return the line."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
         line |= getattr(record, "fields", {})
-        if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = record.exc_info[0].__name__
-            line["at"] = [f"{f.filename}:{f.lineno}" for f in traceback.extract_tb(record.exc_info[2])][-8:]
         return json.dumps(line, ensure_ascii=False)
 
 
 def log_bug(error: BaseException, **fields: Any) -> None:
-    """Log where an error came from, not what it says."""
-    LOG.error("bug", exc_info=(type(error), error, error.__traceback__), extra={"fields": fields})
+    """Log the kind of an error and where it came from, not what it says, which may quote a prompt."""
+    places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)][-8:]
+    LOG.error("bug", extra={"fields": fields | {"error": type(error).__name__, "at": places}})
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -40,6 +40,8 @@ class Options:
     """How long requests may go on after SIGTERM."""
     engine: Literal["auto", "torch", "compiled"] = "auto"
     page: Path = _PAGE
+    runs: tuple[Path, ...] = (Path("runs"), Path("my-model"))
+    """Where the page looks for runs of training to watch."""
 
     def __post_init__(self) -> None:
         if self.host not in _LOOPBACK and not self.api_key:

@@ -19,6 +19,7 @@ __all__ = ["Runs", "runs"]
 _MOST_RUNS = 20
 _MOST_ROWS = 2000
 _MOST_BYTES = 8 * 2**20
+_MOST_SAMPLES = 20
 _LIVE_SECONDS = 120
 _COLUMNS = ("step", "tokens", "train_loss", "val_loss", "learning_rate", "grad_norm")
 
@@ -46,7 +47,9 @@ async def runs(served: Served, http: HttpRequest) -> Runs:
 
 
 def _found(roots: tuple[Path, ...]) -> list[RunCard]:
-    logs = [log for root in roots for pattern in ("loss.csv", "*/loss.csv", "*/*/loss.csv") for log in root.glob(pattern)]
+    logs = [
+        log for root in roots for pattern in ("loss.csv", "*/loss.csv", "*/*/loss.csv") for log in root.glob(pattern)
+    ]
     dated = sorted(((log.stat().st_mtime, log) for log in set(logs)), reverse=True)
     return [_card(log, time.time() - written) for written, log in dated[:_MOST_RUNS]]
 
@@ -60,7 +63,7 @@ def _card(log: Path, age: float) -> RunCard:
         finished=finished,
         age_seconds=round(age, 1),
         columns=_columns(log),
-        samples=_samples(directory / "samples.jsonl"),
+        samples=_samples(directory),
     )
 
 
@@ -80,13 +83,13 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _samples(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file() or file.stat().st_size > _MOST_BYTES:
+def _samples(directory: Path) -> list[dict[str, Any]]:
+    """What the model wrote as it learnt, as the newest checkpoint has it."""
+    states = sorted(directory.glob("checkpoint-*/trainer_state.json"), key=lambda file: file.stat().st_mtime)
+    if not states or states[-1].stat().st_size > _MOST_BYTES:
         return []
-    found = []
-    for line in file.read_text(errors="replace").splitlines()[-20:]:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    try:
+        written = json.loads(states[-1].read_text()).get("samples", [])
+        return [{key: sample[key] for key in ("step", "prompt", "text")} for sample in written][-_MOST_SAMPLES:]
+    except (ValueError, AttributeError, KeyError, TypeError):  # another program's file
+        return []
