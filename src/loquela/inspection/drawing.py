@@ -51,7 +51,8 @@ class Pen:
         self.notes: list[dict[str, Any]] = []
         self.hover: list[tuple[float, float, str]] = []
         self.tuned = content["adapter"] is not None
-        self.drawn: set[str] = set()
+        self.crossing: list[tuple[float, float]] = []
+        self.encoded: tuple[float, float] | None = None
 
     def column(self, x: float, below: str, parts: list[dict[str, Any]], *, out: bool) -> float:
         """Draw parts one above the other at `x`; return the height reached."""
@@ -72,6 +73,8 @@ class Pen:
             y += 1.0
         if group is not None:
             self._frame(x, start, y, group)
+        if not out:
+            self.encoded = (x, y - 0.6)
         y += 0.1
         if out and self.content["kind"] != "encoder":
             self._arrow(x, y - 0.55, y - 0.25)
@@ -79,6 +82,8 @@ class Pen:
         return y
 
     def _box(self, x: float, y: float, part: dict[str, Any]) -> None:
+        if part["kind"] == "cross":
+            self.crossing.append((x, y))
         trained = sum(t["parameters"] for t in part["adapter"])
         fill = _FROZEN if self.tuned else _FILLS.get(part["kind"], _FILLS["other"])
         split = 0.5 if not trained else 0.22
@@ -117,15 +122,16 @@ class Pen:
                 "layer": "below",
             }
         )
+        right = x > 0  # the other column stands on the left
         which = f"layer {layers[0]}" if repeat == 1 else f"layers {layers[0]}–{layers[1]}"
         self.notes.append(
             {
-                "x": x - 0.56,
+                "x": x + 0.56 if right else x - 0.56,
                 "y": (start + end - 1) / 2,
                 "text": f"<b>× {repeat}</b><br>{which}",
                 "showarrow": False,
-                "xanchor": "right",
-                "align": "right",
+                "xanchor": "left" if right else "right",
+                "align": "left" if right else "right",
             }
         )
 
@@ -160,6 +166,11 @@ class Pen:
 
     def figure(self, height: float, two: bool) -> go.Figure:
         """Return the drawing."""
+        for x, y in self.crossing:
+            if self.encoded is not None:
+                (left, top), middle = self.encoded, (self.encoded[0] + x) / 2
+                path = f"M {left},{top} V {top + 0.3} H {middle} V {y} H {x - 0.5}"
+                self.shapes.append({"type": "path", "path": path, "line": {"color": "#8a8f9a", "width": 1.5}})
         content = self.content
         trained = ""
         if self.tuned:

@@ -88,6 +88,7 @@ def page(title: str, sections: Iterable[Section], *, subtitle: str = "") -> str:
 <title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
+<script>{_READS}</script>
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
@@ -102,6 +103,13 @@ def page(title: str, sections: Iterable[Section], *, subtitle: str = "") -> str:
 """
 
 
+_READS = """
+const getContext = HTMLCanvasElement.prototype.getContext;
+HTMLCanvasElement.prototype.getContext = function (kind, options) {
+  return getContext.call(this, kind, kind === "2d" ? { ...options, willReadFrequently: true } : options);
+};
+"""
+"""Plotly reads 3-D labels back from canvases; a browser that is not told so warns in its console."""
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 

@@ -75,7 +75,9 @@ class _Taker:
     def _in_order(self, prefix: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
         def first(item: tuple[str, nn.Module]) -> int:
             path = f"{prefix}{item[0]}"
-            inside = [self.order[name] for name in self.order if name == path or name.startswith(f"{path}.")]
+            if path in self.order:
+                return self.order[path]
+            inside = [self.order[name] for name in self.order if name.startswith(f"{path}.")]
             return min(inside, default=10**9)
 
         children = [c for c in module.named_children() if not isinstance(c[1], nn.Dropout)]

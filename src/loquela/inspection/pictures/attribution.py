@@ -58,7 +58,14 @@ def data(
         terms = _terms(reading, place, chosen, other)
     except UnavailableError as error:
         missing["terms"] = str(error)
-    saliency, source = gradient_times_input(reading, place, chosen, other)
+    saliency: list[float] | None = None
+    source: list[float] | None = None
+    try:
+        saliency, source = gradient_times_input(reading, place, chosen, other)
+    except UnavailableError as error:
+        missing["saliency"] = str(error)
+    if len(missing) == 2:
+        raise UnavailableError(missing["terms"])
     content: dict[str, Any] = {
         "tokens": token_texts(model.tokenizer, reading.written),
         "place": place,
@@ -66,7 +73,7 @@ def data(
         "against": None if other is None else _said(model, logits, other),
         "terms": terms,
         "total": total,
-        "saliency": [round(v, 6) for v in saliency],
+        "saliency": None if saliency is None else [round(v, 6) for v in saliency],
         "unavailable": missing,
     }
     if source is not None:
@@ -115,6 +122,8 @@ def gradient_times_input(
         with torch.enable_grad():
             logits = head(network.eval(), reading.hidden()[0, place])
             aim = logits[chosen] if other is None else logits[chosen] - logits[other]
+            if caught[-1].shape[1] != len(reading.written):
+                raise UnavailableError(f"{network.config.model_type} embeds windows of its text, not each token once")
             gradients = torch.autograd.grad(aim, caught, allow_unused=True)
     finally:
         for handle in handles:
@@ -221,8 +230,10 @@ def heads(content: dict[str, Any]) -> go.Figure | None:
     return made.update_yaxes(title="layer", dtick=1, autorange="reversed", showgrid=False, zeroline=False)
 
 
-def saliency(content: dict[str, Any]) -> go.Figure:
+def saliency(content: dict[str, Any]) -> go.Figure | None:
     """Input tokens by gradient × input."""
+    if content["saliency"] is None:
+        return None
     values = [*content.get("source_saliency", ()), *content["saliency"]]
     texts = [*content.get("source", ()), *content["tokens"]]
     most = max(map(abs, values)) or 1.0
@@ -251,7 +262,7 @@ def terminal(content: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text as Rich
 
-    values = content["saliency"]
+    values = content["saliency"] or [0.0] * len(content["tokens"])
     most = max(map(abs, values)) or 1.0
     text = Rich()
     for token, value in zip(content["tokens"], values, strict=True):

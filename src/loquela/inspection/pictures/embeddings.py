@@ -152,7 +152,7 @@ def map_(content: dict[str, Any]) -> go.Figure:
     if content["kind"] == "tokens":
         labels = visible_tokens(labels)
     names = _axes(content)
-    look = {
+    look: dict[str, Any] = {
         "mode": "markers+text" if len(labels) <= 150 else "markers",
         "text": labels,
         "textposition": "top center",
@@ -167,6 +167,8 @@ def map_(content: dict[str, Any]) -> go.Figure:
     if content["explained"]:
         caption += f"; the axes show {100 * sum(content['explained']):.0f} % of all differences"
     if content["dims"] == 3:
+        if len(labels) <= 60:  # as annotations, which are sharper than text in 3-D and need no font of the card
+            look |= {"mode": "markers", "text": None}
         made = figure(
             go.Scatter3d(x=points[:, 0], y=points[:, 1], z=points[:, 2], **look),
             title=f"Embedding map of {len(labels)} {content['kind']}, 3-D",
@@ -175,7 +177,15 @@ def map_(content: dict[str, Any]) -> go.Figure:
         )
         axes = ("xaxis", "yaxis", "zaxis")
         return made.update_layout(
-            scene={axis: {"title": {"text": name}} for axis, name in zip(axes, names, strict=True)}
+            scene={
+                **{axis: {"title": {"text": name}} for axis, name in zip(axes, names, strict=True)},
+                "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 0.9}},
+                "annotations": [
+                    {"x": x, "y": y, "z": z, "text": label, "showarrow": False, "yshift": 12}
+                    for (x, y, z), label in zip(points.tolist(), labels, strict=True)
+                ][: 60 if len(labels) <= 60 else 0],
+            },
+            margin={"l": 0, "r": 0, "t": 50, "b": 0},
         )
     made = figure(
         go.Scatter(x=points[:, 0], y=points[:, 1], **look),
@@ -256,7 +266,7 @@ def nearest(content: dict[str, Any]) -> go.Figure | None:
         ),
         title="Nearest tokens of the vocabulary",
         caption="By the cosine of the vectors in the model's embedding table. An analogy is b − a + c.",
-        height=150 + 34 * min(len(rows), 24),
+        height=150 + 36 * min(len(rows), 60),
     )  # fmt: skip
 
 

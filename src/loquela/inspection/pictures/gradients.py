@@ -53,10 +53,13 @@ def data(
     elif len(reading.ids) < 4:
         raise UsageError(f"gradients by distance need a text of 4 tokens or more, but it has {len(reading.ids)}")
     else:
-        curves.append(_curve(model_name(model), model.network, reading.ids))
-        if other is not None:
-            curves.append(_curve(model_name(other), other.network, read(other, text, most=_MOST).ids))
-        if compare:
+        try:
+            curves.append(_curve(model_name(model), model.network, reading.ids))
+            if other is not None:
+                curves.append(_curve(model_name(other), other.network, read(other, text, most=_MOST).ids))
+        except UsageError as error:
+            missing["distance"] = str(error)
+        if compare and curves:
             curves += [_curve(f"{name}, untrained", _fresh(name, reading.ids), reading.ids) for name in _FRESH]
     depth = None
     try:

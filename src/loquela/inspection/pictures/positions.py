@@ -190,7 +190,7 @@ def similarity(content: dict[str, Any]) -> go.Figure | None:
             zmax=1,
         ),
         title="How alike two places are",
-        caption="The cosine between the vectors of two positions: a bright band along the diagonal means that "
+        caption="The cosine between the vectors of two positions: a blue band along the diagonal means that "
         "neighbours are alike.",
         height=560,
     )
