@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -74,10 +76,11 @@ def network_of(name: str) -> Network:
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_document_in_a_row_is_read_as_if_it_stood_alone(name: str) -> None:
     network, lengths = network_of(name), (7, 1, 12)
+    read: Any = network.hidden
     tokens = torch.randint(40, (1, sum(lengths)), generator=torch.Generator().manual_seed(1))
     segments = torch.repeat_interleave(torch.tensor([3, 4, 9]), torch.tensor(lengths))[None]
     with torch.no_grad():
-        packed = network.hidden(tokens, **{"segments": segments})
+        packed = read(tokens, segments=segments)
         alone = [network.hidden(part) for part in tokens.split(lengths, dim=1)]
     torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-6, atol=1e-9)
     whole = network.hidden(tokens)
