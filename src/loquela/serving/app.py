@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import plotly
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -96,16 +93,18 @@ OPERATIONS = (
     Operation("POST", "/v1/embeddings", "Vectors of texts.", embeddings, EmbeddingRequest, EmbeddingAnswer),
     Operation("POST", "/tokenize", "Token ids of a text or a conversation.", tokenize, TokenizeRequest, Tokenized),
     Operation("POST", "/detokenize", "The text of token ids.", detokenize, DetokenizeRequest, Detokenized),
-    Operation("POST", "/v1/load_lora_adapter", "Load an adapter (admin key).", _load, AdapterPath, Said),
-    Operation("POST", "/v1/unload_lora_adapter", "Unload an adapter (admin key).", _unload, AdapterName, Said),
+    Operation("POST", "/v1/load_lora_adapter", "Load an adapter (admin key).", _load, AdapterPath, Said, admin=True),
+    Operation(
+        "POST", "/v1/unload_lora_adapter", "Unload an adapter (admin key).", _unload, AdapterName, Said, admin=True
+    ),
 )
 """What can be asked, and documented so."""
 
 
 def build(served: Served) -> ASGIApp:
-    """Return the app; its lifespan ends with the scheduler's."""
+    """Return the app; who started `served` closes it."""
     operations = [*OPERATIONS, *_inside(served)]
-    description = document(operations, f"Loquela: {served.name}")
+    description = document(operations, f"Loquela: {served.name}", keyed=served.options.api_key is not None)
 
     async def openapi(request: Request) -> Response:
         return JSONResponse(description)
@@ -121,12 +120,7 @@ def build(served: Served) -> ASGIApp:
     if page.is_dir():
         routes.append(Mount("/page", StaticFiles(directory=page)))
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        await run_in_threadpool(served.close)
-
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.router.redirect_slashes = False
     known = [item.path for item in routes if isinstance(item, Route) and "{" not in item.path]
     return Guard(app, served.options, served.metrics, known)

@@ -25,11 +25,12 @@ from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.wardrobe import wardrobe_of
 from loquela.serving.chat import rendered
 from loquela.serving.failures import ApiError
+from loquela.serving.fields import Strict
 from loquela.serving.operations import Operation
 from loquela.serving.owners import owner_of
 from loquela.serving.running import Run
 from loquela.serving.runs import Runs, runs
-from loquela.serving.schemas import CompletionRequest, Messages, Name, Strict, Tokens
+from loquela.serving.schemas import CompletionRequest, Messages, Name, Tokens
 from loquela.serving.state import Served
 from loquela.serving.stream import events
 

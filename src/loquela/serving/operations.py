@@ -52,6 +52,8 @@ class Operation:
     answer: type[BaseModel] | None = None
     media: str = "application/json"
     streams: bool = False
+    admin: bool = False
+    """Whether it takes the administrator's key."""
     errors: Sequence[int] = field(default=(400, 401, 403, 404, 413, 415, 429, 500, 503))
     """Statuses of its errors."""
 
@@ -89,15 +91,15 @@ async def _body(model: type[BaseModel], request: Request) -> BaseModel:
         raise invalid(error) from None
 
 
-def document(operations: Sequence[Operation], title: str) -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document."""
+def document(operations: Sequence[Operation], title: str, *, keyed: bool) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of a server that has a key or has none."""
     models: list[tuple[type[BaseModel], Any]] = [(ErrorAnswer, "serialization")]
     models += [(operation.body, "validation") for operation in operations if operation.body]
     models += [(operation.answer, "serialization") for operation in operations if operation.answer]
     names, definitions = models_json_schema(list(dict.fromkeys(models)), ref_template="#/components/schemas/{model}")
     paths: dict[str, Any] = {}
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, names)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, names, keyed=keyed)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": VERSION},
@@ -109,7 +111,7 @@ def document(operations: Sequence[Operation], title: str) -> dict[str, Any]:
     }
 
 
-def _described(operation: Operation, names: Any) -> dict[str, Any]:
+def _described(operation: Operation, names: Any, *, keyed: bool) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media: {}}
     if operation.answer is not None:
         content = {operation.media: {"schema": names[(operation.answer, "serialization")]}}
@@ -124,7 +126,7 @@ def _described(operation: Operation, names: Any) -> dict[str, Any]:
         "summary": operation.summary,
         "responses": answers,
     }
-    if 401 in operation.errors:
+    if operation.admin or (keyed and 401 in operation.errors):
         described["security"] = [{"key": []}]
     if operation.body is not None:
         schema = names[(operation.body, "validation")]

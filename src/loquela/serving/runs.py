@@ -16,6 +16,7 @@ from loquela.serving.state import Served
 
 __all__ = ["Runs", "runs"]
 
+_DEPTHS = ("loss.csv", "*/loss.csv", "*/*/loss.csv")
 _MOST_RUNS = 20
 _MOST_ROWS = 2000
 _MOST_BYTES = 8 * 2**20

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from loquela import peft
 from loquela.api import LanguageModel, load
 from loquela.engine.scheduler import Limits, Scheduler
-from loquela.errors import TokenizerError, UsageError
+from loquela.errors import CheckpointError, TokenizerError, UsageError
 from loquela.generation.constrain import Constraint, constraint
 from loquela.generation.rules import RULES
 from loquela.generation.settings import GenerationSettings, known_settings
@@ -87,7 +87,10 @@ class Served:
         """Put an adapter on, between two steps of the scheduler."""
         if name == self.name or name in self.adapters:
             raise UsageError(f"an adapter's name must be a new one, but {name!r} is taken: unload it first")
-        await self.run(lambda: self._put_on(name, directory))
+        try:
+            await self.run(lambda: self._put_on(name, directory))
+        except CheckpointError as error:  # the administrator named it, so it is theirs to put right
+            raise UsageError(str(error)) from None
 
     async def unload_adapter(self, name: str) -> None:
         """Take an adapter off; raises `UsageError` while a request wears it."""

@@ -59,7 +59,7 @@ def server_config(options: Options, app: ASGIApp) -> uvicorn.Config:
         http=PatientProtocol,
         h11_max_incomplete_event_size=HEADER_BYTES,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
