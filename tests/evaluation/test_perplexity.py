@@ -12,12 +12,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPT2LMHeadModel
 
+from loquela.checkpoint.store import save_model
+from loquela.data.batch import Batch
+from loquela.data.batches import evaluation_blocks
 from loquela.data.readers import Piece
 from loquela.data.shards import build
 from loquela.errors import DataError, LoquelaError, UsageError
 from loquela.evaluation import perplexity
-from loquela.evaluation.perplexity import score, score_ids
+from loquela.evaluation.perplexity import score, score_ids, score_windows
 from loquela.models.base import Network, architecture
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.validation import validate
@@ -106,7 +110,9 @@ def test_equal_to_the_trainers_validation_when_the_stride_is_the_window(
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 20)
     corpus = build(tmp_path / "text.txt", tokenizer, tmp_path / "data")
-    trainers = validate(network, corpus.validation, block=WINDOW, batch_size=4)
+    blocks = evaluation_blocks(corpus.validation.tokens, WINDOW, 4)
+    batches = (Batch(inputs, labels) for inputs, labels in blocks)
+    trainers = validate(network, batches, corpus.validation.n_bytes)
     assert trainers is not None
     ids = corpus.validation.tokens.astype(np.int64).tolist()
     ours = score_ids(network, ids, window=WINDOW, stride=WINDOW)
@@ -165,3 +171,48 @@ def test_what_cannot_be_scored_is_said(network: Network, tokenizer: Tokenizer) -
         next(damaged.parameters()).fill_(math.nan)
     with pytest.raises(LoquelaError, match="damaged"):
         score(damaged, tokenizer, TEXT)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(64, 32), (64, 63), (48, 5)])
+def test_equal_to_the_sliding_window_that_transformers_documents(
+    window: int, stride: int, shared_data: Path, tmp_path: Path
+) -> None:
+    """WikiText-2 under a random GPT-2, as the page "Perplexity of fixed-length models" computes it.
+
+    A window of theirs holds the last token that is predicted, ours does not: their 64 are our 63. Their sum counts the
+    mean of every window but the first for one token fewer than it has; so is the sum of ours here.
+    """
+    text = (shared_data / "lm" / "wikitext2_valid.txt").read_text(encoding="utf-8")[:5000]
+    tokenizer = Tokenizer.train("bpe", [text], 400)
+    module = architecture("gpt2")
+    raw = {"model_type": "gpt2", "vocab_size": tokenizer.vocab_size, "n_positions": 64, "n_embd": 32, "n_layer": 2}
+    ours = module.NETWORK(module.CONFIG.from_dict({**raw, "n_head": 4})).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(std=0.2, generator=generator)
+    save_model(ours, tokenizer, tmp_path / "model")
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
+
+    ids = torch.tensor([tokenizer.encode(text)])
+    nats, exact, counted, previous = 0.0, 0.0, 0, 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + window, ids.shape[1])
+        targets = ids[:, begin:end].clone()
+        targets[:, : -(end - previous)] = -100
+        with torch.no_grad():
+            loss = float(theirs(ids[:, begin:end], labels=targets).loss)
+        valid = int((targets != -100).sum())
+        nats, counted = nats + loss * (valid - 1), counted + valid - 1
+        exact += loss * int((targets[:, 1:] != -100).sum())
+        previous = end
+        if end == ids.shape[1]:
+            break
+
+    parts = [part for _, part in score_windows(ours, ids[0].tolist(), window=window - 1, stride=stride)]
+    weights = [len(part) - (number > 0) for number, part in enumerate(parts)]
+    documented = -sum(part.mean() * weight for part, weight in zip(parts, weights, strict=True)) / sum(weights)
+    assert sum(weights) == counted
+    assert math.exp(documented) == pytest.approx(math.exp(nats / counted), rel=1e-5)
+    result = score(ours, tokenizer, text, window=window - 1, stride=stride)
+    assert result.perplexity == pytest.approx(math.exp(exact / (ids.shape[1] - 1)), rel=1e-5)

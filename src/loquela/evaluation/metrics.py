@@ -33,7 +33,7 @@ __all__ = [
     "text_metric",
 ]
 
-Numbers: TypeAlias = npt.NDArray[np.float64]
+CorpusScore: TypeAlias = "Callable[[Sequence[int] | npt.NDArray[np.int64]], float]"
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MARKS = str.maketrans("", "", string.punctuation)
@@ -143,14 +143,15 @@ ITEM_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
 # -- generated text, all items together
 
 
-def _bleu(answers: Sequence[str], references: Sequence[Sequence[str]], resamples: int) -> Any:
-    bleu = import_module("sacrebleu.metrics").BLEU()
-    return bleu.corpus_score(list(answers), _columns(references), n_bootstrap=resamples)
+def _corpus_metric(kind: str) -> Callable[[Sequence[str], Sequence[Sequence[str]]], CorpusScore]:
+    def count(answers: Sequence[str], references: Sequence[Sequence[str]]) -> CorpusScore:
+        metric = getattr(import_module("sacrebleu.metrics"), kind)()
+        # What corpus_score does inside: per item the numbers that are summed up, so that a resample costs a sum.
+        counted = metric._extract_corpus_statistics(list(answers), _columns(references))
+        return lambda items: float(metric._aggregate_and_compute([counted[i] for i in items]).score)
 
-
-def _chrf(answers: Sequence[str], references: Sequence[Sequence[str]], resamples: int) -> Any:
-    chrf = import_module("sacrebleu.metrics").CHRF()
-    return chrf.corpus_score(list(answers), _columns(references), n_bootstrap=resamples)
+    count.__doc__ = f"Return sacrebleu's {kind} of any of the items, by their numbers."
+    return count
 
 
 def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
@@ -159,11 +160,8 @@ def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
     return [[item[i] if i < len(item) else None for item in references] for i in range(most)]
 
 
-CORPUS_METRICS: dict[str, Callable[[Sequence[str], Sequence[Sequence[str]], int], Any]] = {
-    "bleu": _bleu,
-    "chrf": _chrf,
-}
-"""(answers, references, resamples) → sacrebleu's score, 0 to 100."""
+CORPUS_METRICS = {"bleu": _corpus_metric("BLEU"), "chrf": _corpus_metric("CHRF")}
+"""(answers, references) → what gives the score, 0 to 100, of the items with the numbers it is handed."""
 
 TEXT_METRICS = (*ITEM_METRICS, *CORPUS_METRICS)
 

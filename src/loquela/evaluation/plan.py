@@ -125,9 +125,7 @@ def _numbers(select: str) -> list[int] | None:
     if select in ("random", "balanced", "nearest"):
         return None
     if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", select):
-        raise UsageError(
-            f"shots are chosen random, balanced, nearest or by numbers as 3,17,5, but select is {select!r}"
-        )
+        raise UsageError(f"select must be random, balanced, nearest or numbers of shots as 3,17,5, but is {select!r}")
     return [int(number) for number in select.split(",")]
 
 

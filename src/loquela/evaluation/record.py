@@ -53,9 +53,7 @@ class Log:
                 raise ValueError("its first line is another")
             self.done = {(record["task"], record["item"]): record for record in records}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{path} must be a log of loquela evaluate, but is not ({error}): name a new file"
-            ) from None
+            raise DataError(f"{path} must be a log of this command, but is not ({error}): name a new file") from None
         expected = json.loads(json.dumps(what))
         if head != expected:
             changed = [key for key in {**head, **expected} if head.get(key) != expected.get(key)]

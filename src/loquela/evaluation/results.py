@@ -167,9 +167,9 @@ def _corpus(
     answers, references = [r["answer"] for r in records], [r["references"] for r in records]
     for name in task.metrics:
         if name in m.CORPUS_METRICS:
-            found = m.CORPUS_METRICS[name](answers, references, _CORPUS_RESAMPLES)
-            scores[name] = float(found.score)
-            intervals[name] = (float(found._mean - found._ci), float(found._mean + found._ci))
+            score = m.CORPUS_METRICS[name](answers, references)
+            scores[name] = score(range(len(records)))
+            intervals[name] = interval_of(score, len(records), _CORPUS_RESAMPLES)
 
 
 def _baselines(task: Task, records: Sequence[Record], metric: str) -> tuple[float | None, float | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
 import io
 import json
@@ -11,6 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast
+
+import numpy as np
 
 from loquela.data.files import characters
 from loquela.errors import DataError, MissingExtraError
@@ -39,7 +40,7 @@ def task_rows(data: Data, directories: Sequence[Path], *, hub: bool = False) -> 
         shots = [] if isinstance(data.shots, int) else _rows_of(data.shots, data, directories)
     test, shots = _grouped(test, data.group), _grouped(shots, data.group)
     if isinstance(data.shots, int) and not shots:
-        held = set(_drawn(range(len(test)), data.shots))
+        held = set(_drawn(len(test), data.shots))
         test, shots = [r for i, r in enumerate(test) if i not in held], [test[i] for i in sorted(held)]
     if not test:
         raise DataError("a task must have rows to ask, but has none")
@@ -65,12 +66,13 @@ def sample(rows: Sequence[Any], limit: int | None) -> list[int]:
     """Return the numbers of `limit` rows, always the same ones, from all over the set, in its order."""
     if limit is None or limit >= len(rows):
         return list(range(len(rows)))
-    return sorted(_drawn(range(len(rows)), limit))
+    return _drawn(len(rows), limit)
 
 
-def _drawn(numbers: Sequence[int], count: int) -> list[int]:
-    """Draw by the number alone: a larger draw holds a smaller one."""
-    return sorted(numbers, key=lambda i: hashlib.blake2b(f"row {i}".encode(), digest_size=8).digest())[:count]
+def _drawn(rows: int, count: int) -> list[int]:
+    """Draw `count` numbers below `rows`, always the same; a larger draw holds a smaller one."""
+    order = np.random.Generator(np.random.Philox(key=rows)).permutation(rows)
+    return sorted(order[:count].tolist())
 
 
 def find(name: str, directories: Sequence[Path]) -> Path:

@@ -15,7 +15,7 @@ from loquela.errors import DataError, RecipeError, UsageError, nearest
 __all__ = ["Data", "Hub", "Kind", "Task", "named", "names", "read"]
 
 Kind: TypeAlias = Literal["choice", "next_word", "generate", "perplexity", "retrieve", "code"]
-_MAX_BYTES = 1 << 16
+_MAX_BYTES = 1 << 14
 
 
 class _Strict(BaseModel):

@@ -17,7 +17,7 @@ def fit(prompt: Sequence[int], window: int, max_new_tokens: int, *, truncate: bo
     Raises `ContextWindowError` that says both numbers.
     """
     if truncate:
-        return list(prompt[-max(window - max_new_tokens, window // 2) :])
+        return list(prompt[-max(window - max(1, max_new_tokens), window // 2) :])
     if len(prompt) >= window:
         raise ContextWindowError(
             f"the prompt must leave room for a new token in the context window of {window} tokens, but has "
