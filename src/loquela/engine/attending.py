@@ -1,0 +1,131 @@
+"""Attention of queries to the pages of their request."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+from __future__ import annotations
+
+import numpy as np
+
+from loquela.engine import vectors as v
+from loquela.engine.cached import jit
+from loquela.engine.tiles import scores, values
+
+__all__ = ["ROWS", "attend"]
+
+ROWS = 4
+"""Queries that share the reading of keys and values."""
+ZERO, ONE, LEAST = np.float32(0), np.float32(1), np.float32(-np.inf)
+
+_scores_1, _scores_4 = scores("float32", 1), scores("float32", ROWS)
+_values_1, _values_4 = values("float32", 1), values("float32", ROWS)
+_scores_1_half, _scores_4_half = scores("float16", 1), scores("float16", ROWS)
+_values_1_half, _values_4_half = values("float16", 1), values("float16", ROWS)
+
+
+@jit
+def _score(rows, half, q, q_s, keys, width, out, out_s):
+    if half != 0:
+        if rows == 4:
+            _scores_4_half(q, q_s, keys, width, out, out_s)
+        else:
+            for i in range(rows):
+                _scores_1_half(q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
+    elif rows == 4:
+        _scores_4(q, q_s, keys, width, out, out_s)
+    else:
+        for i in range(rows):
+            _scores_1(q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
+
+
+@jit
+def _value(rows, half, p, p_s, values_, width, count, out, out_s):
+    if half != 0:
+        if rows == 4:
+            _values_4_half(p, p_s, values_, width, count, out, out_s)
+        else:
+            for i in range(rows):
+                _values_1_half(p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
+    elif rows == 4:
+        _values_4(p, p_s, values_, width, count, out, out_s)
+    else:
+        for i in range(rows):
+            _values_1(p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
+
+
+@jit
+def _softmax(row, first, last, low, high):
+    """Turn the scores of the blocks from `first` to `last` into e^(score - largest); returns one over their sum.
+
+    Positions below `low` and above `high` count nothing.
+    """
+    for block in range(first, last + 1):
+        at = row + (block - first) * 64
+        start = block * 16
+        if start < low or start + 15 > high:
+            for i in range(16):
+                if start + i < low or start + i > high:
+                    v.set_f32(at + 4 * i, LEAST)
+    largest = v.splat(LEAST)
+    for block in range(last - first + 1):
+        largest = v.maximum(v.load(row + block * 64), largest)
+    top = v.splat(v.top_lane(largest))
+    total = v.splat(ZERO)
+    for block in range(last - first + 1):
+        y = v.exp(v.sub(v.load(row + block * 64), top))
+        v.store(row + block * 64, y)
+        total = v.add(total, y)
+    return ONE / v.sum_lanes(total)
+
+
+@jit
+def attend(op, start, count, kv_head, positions, pages, scratch):
+    """What `count` tokens of one request see, from the `start`-th of this call, through one key-value head.
+
+    `scratch` holds four rows of scores, as long as the longest request, after four rows of sums.
+    """
+    qkv, stride, heads, kv_heads, width, window = op[1], op[2], op[3], op[4], op[5], op[6]
+    offset, head_bytes, half, out, out_s, padded = op[7], op[8], op[9], op[10], op[11], op[12]
+    shared = heads // kv_heads
+    size = 2 if half != 0 else 4
+    score_s = v.get_i64(scratch)
+    queries = scratch + 64
+    sums = queries + ROWS * padded * 4
+    table = sums + ROWS * padded * 4
+    total = count * shared
+    done = 0
+    while done < total:
+        rows = min(ROWS, total - done)
+        high = low = np.int64(-1)
+        for i in range(rows):
+            token = start + (done + i) // shared
+            head = kv_head * shared + (done + i) % shared
+            place = v.get_i64(positions + 8 * token)
+            high = max(high, place)
+            least = 0 if window == 0 else max(0, place - window + 1)
+            low = least if low < 0 else min(low, least)
+            src = qkv + token * stride + head * width * 4
+            for d in range(0, padded, 16):
+                v.store(queries + (i * padded + d) * 4, v.load_first(src + 4 * d, min(16, width - d)))
+                v.store(sums + (i * padded + d) * 4, v.splat(ZERO))
+        first, last = low // 16, high // 16
+        for block in range(first, last + 1):
+            page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
+            keys = page + block % 2 * width * 16 * size
+            _score(rows, half, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
+        for i in range(rows):
+            place = v.get_i64(positions + 8 * (start + (done + i) // shared))
+            least = 0 if window == 0 else max(0, place - window + 1)
+            v.set_f32(scratch + 16 + 4 * i, _softmax(table + i * score_s, first, last, least, place))
+        for block in range(first, last + 1):
+            page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
+            seen = page + (32 * width + block % 2 * 16 * padded) * size
+            held = min(16, high + 1 - block * 16)
+            _value(rows, half, table + (block - first) * 64, score_s, seen, padded // 16, held, sums, padded * 4)
+        for i in range(rows):
+            token = start + (done + i) // shared
+            head = kv_head * shared + (done + i) % shared
+            dst = out + token * out_s + head * width * 4
+            inverse = v.splat(v.get_f32(scratch + 16 + 4 * i))
+            for d in range(0, width, 16):
+                y = v.mul(v.load(sums + (i * padded + d) * 4), inverse)
+                v.store_first(dst + 4 * d, y, min(16, width - d))
+        done += rows

@@ -1,0 +1,257 @@
+"""Threads that run a list of operations together, without locks and without waiting for one that lost its core.
+
+An operation is cut into pieces; who comes takes the next piece that nobody has. An operation is done when its pieces
+are, not when all threads have passed it: one whose core the system has taken away holds up nobody, unless it is
+within a piece. Each run has a number; a thread that comes late sees another number in the counters and leaves. What a
+piece computes does not depend on who computes it, so neither do the results.
+
+The board, words of int64: see `Crew`.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, disable-error-code="import-untyped"
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from functools import cache as memoise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import carray, types  # type: ignore[attr-defined]
+
+from loquela.engine import vectors as v
+from loquela.engine.attending import attend
+from loquela.engine.cached import callback, jit
+from loquela.engine.kernels import activate, embed, normalise, quantise_row, rotate_and_store
+from loquela.engine.memory import address, aligned
+from loquela.engine.products import multiply
+from loquela.engine.simd import define
+
+__all__ = ["ACTIVATE", "ATTEND", "COLUMNS", "EMBED", "MULTIPLY", "NORM", "QUANTISE", "ROTATE", "Crew"]
+
+EMBED, NORM, QUANTISE, MULTIPLY, ROTATE, ATTEND, ACTIVATE = range(1, 8)
+COLUMNS = 16
+
+_RUN, _STOP = 0, 8  # words of the board
+_N, _FIRST, _LAST, _COUNTERS, _PIECES = range(16, 21)
+TOKENS, POSITIONS, PAGES, BLOCKS, N_BLOCKS, ANGLES, SCRATCH, SCRATCH_STRIDE = range(24, 32)
+"""Words that a caller sets: addresses of each token's id, position and page table; of blocks (first token, count)."""
+_ASLEEP = 64  # one line of the cache per thread from here
+_LINE = 8
+_PATIENCE = 4000
+_BITS = 24  # of a counter: which piece; above them: which run
+
+_TARGET, _MOST = 32768, 262144  # bytes of weights in a piece: worth a claim, and within the second-level cache
+
+if os.name == "posix":
+    _sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+    @jit
+    def _give_way():
+        _sched_yield()
+
+else:
+
+    @jit
+    def _give_way():
+        v.pause()
+
+
+@jit
+def _pieces(board, op, threads):
+    """Into how many pieces an operation is cut."""
+    code, n = v.get_i64(op), board[_N]
+    if code == MULTIPLY:
+        rows = v.get_i64(op + 40)
+        tiles = (rows + 15) // 16
+        size = v.get_i64(op + 24) * (tiles if v.get_i64(op + 8) >= 3 else rows)
+        pieces = (size + _MOST - 1) // _MOST
+        if threads > 1:
+            pieces = max(pieces, min(64, size * (7 + n) // 8 // _TARGET))
+        return max(1, min(tiles, pieces))
+    if threads == 1:
+        return 1
+    if code == ATTEND:
+        return min(v.get_i64(op + 32) * board[N_BLOCKS], 16 * threads)
+    if code == ACTIVATE:
+        return min(n * v.get_i64(op + 96), 8 * threads)
+    return min(n, 8 * threads)
+
+
+def _piece(board_at, op_at, index, total, me):
+    """Do piece `index` of `total` of an operation."""
+    board, op = carray(board_at, (_ASLEEP,)), carray(op_at, (COLUMNS,))
+    code, n = op[0], board[_N]
+    if code == MULTIPLY:
+        tiles = (op[5] + 15) // 16
+        multiply(op, n, tiles * index // total, tiles * (index + 1) // total)
+    elif code == ATTEND:
+        kv_heads, blocks = op[4], board[N_BLOCKS]
+        items = kv_heads * blocks
+        scratch = board[SCRATCH] + me * board[SCRATCH_STRIDE]
+        for item in range(items * index // total, items * (index + 1) // total):
+            block = board[BLOCKS] + item // kv_heads * 16
+            start, count = v.get_i64(block), v.get_i64(block + 8)
+            pages = v.get_i64(board[PAGES] + 8 * start)
+            attend(op, start, count, item % kv_heads, board[POSITIONS], pages, scratch)
+    elif code == ACTIVATE:
+        # pieces of a row are whole groups, so that each can be rounded by itself
+        parts = op[12]
+        for item in range(n * parts * index // total, n * parts * (index + 1) // total):
+            width = ((op[13] + 63) // 64 + parts - 1) // parts * 64
+            first = item % parts * width
+            activate(op, item // parts, first, min(op[13], first + width))
+    else:
+        for t in range(n * index // total, n * (index + 1) // total):
+            position = v.get_i64(board[POSITIONS] + 8 * t)
+            if code == NORM:
+                normalise(op, t)
+            elif code == QUANTISE:
+                quantise_row(op[1] + t * op[2], op[3] + t * op[4], op[5], op[6], op[7], 0, op[6])
+            elif code == EMBED:
+                embed(op, t, v.get_i64(board[TOKENS] + 8 * t), position)
+            elif code == ROTATE:
+                angles = v.get_i64(board[ANGLES] + 8 * op[15]) if op[15] >= 0 else 0
+                rotate_and_store(op, t, position, v.get_i64(board[PAGES] + 8 * t), angles)
+
+
+@memoise
+def _piece_address() -> int:
+    """Where the code of `_piece` is: called by its address, it is not compiled once more with each of its callers."""
+    address: int = callback(_piece, "void(CPointer(int64), CPointer(int64), int64, int64, int64)").address
+    return address
+
+
+def _emit_call(e: Any, function: Any, *arguments: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+    e.b.call(e.b.inttoptr(function, kind.as_pointer()), arguments)
+
+
+_call = define("call_piece", types.void, (types.int64,) * 6, _emit_call)
+
+
+@jit
+def _work(board, base, ops, run, me, piece):
+    """Take part in a run until it is done, or until another has begun."""
+    mask = (1 << _BITS) - 1
+    for index in range(board[_FIRST], board[_LAST]):
+        counter = board[_COUNTERS] + index * 128
+        total = v.get_i64(board[_PIECES] + 8 * index)
+        while True:
+            word = v.peek(counter)
+            if word >> _BITS != run:
+                return
+            if word & mask >= total:
+                break
+            if v.claim(counter, word, word + 1) == 1:
+                _call(piece, base, ops + 8 * COLUMNS * index, word & mask, total, me)
+                v.count_up(counter + 64, 1)
+        spins = 0
+        while True:
+            word = v.peek(counter + 64)
+            if word >> _BITS != run:
+                return
+            if word & mask >= total:
+                break
+            v.pause()
+            spins += 1
+            if spins > 2000:
+                _give_way()
+
+
+@jit
+def lead(board, base, ops, run, threads, piece):
+    """Begin run number `run` and do it together with whoever comes.
+
+    The counters are set before the numbers of pieces: a thread that is late by a run must find nothing to claim.
+    """
+    for index in range(board[_FIRST], board[_LAST]):
+        counter = board[_COUNTERS] + index * 128
+        v.publish(counter, run << _BITS)
+        v.publish(counter + 64, run << _BITS)
+    for index in range(board[_FIRST], board[_LAST]):
+        v.publish(board[_PIECES] + 8 * index, _pieces(board, ops + 8 * COLUMNS * index, threads))
+    v.publish(base + 8 * _RUN, run)
+    _work(board, base, ops, run, 0, piece)
+
+
+@jit
+def follow(board, base, ops, me, last, patience, piece):
+    """Take part in every run; returns the number of the last one when none has come for `patience` looks."""
+    asleep = base + 8 * (_ASLEEP + me * _LINE)
+    v.publish(asleep, 0)
+    while True:
+        looks = 0
+        while True:
+            run = v.peek(base + 8 * _RUN)
+            if run != last:
+                break
+            if v.peek(base + 8 * _STOP) != 0:
+                return -1
+            v.pause()
+            looks += 1
+            if looks > 200:
+                _give_way()
+            if looks > patience:
+                v.publish(asleep, 1)
+                if v.peek(base + 8 * _RUN) == last:
+                    return last
+                v.publish(asleep, 0)
+        last = run
+        _work(board, base, ops, run, me, piece)
+
+
+class Crew:
+    """A list of operations, the threads that run it, and the board by which they know what is to be done."""
+
+    def __init__(self, ops: npt.NDArray[np.int64], threads: int) -> None:
+        self.ops, self.threads, self.run_number = ops, threads, 0
+        size = _ASLEEP + threads * _LINE
+        self.board = aligned(8 * size).view(np.int64)
+        self._counters = aligned(128 * len(ops))
+        self._pieces = aligned(8 * len(ops))
+        self.board[_COUNTERS], self.board[_PIECES] = address(self._counters), address(self._pieces)
+        self._wake = [threading.Semaphore(0) for _ in range(threads)]
+        self._started = False
+        self._finalizer = weakref.finalize(self, _stop, self.board, self._wake)
+
+    def run(self, first: int, last: int, n: int, arrays: dict[int, int]) -> None:
+        """Run the operations from `first` to `last` for `n` rows; `arrays` are words of the board."""
+        if not self._started:
+            self._start()
+        board = self.board
+        board[_FIRST], board[_LAST], board[_N] = first, last, n
+        for word, value in arrays.items():
+            board[word] = value
+        for me in range(1, self.threads):
+            if board[_ASLEEP + me * _LINE]:
+                board[_ASLEEP + me * _LINE] = 0
+                self._wake[me].release()
+        self.run_number += 1
+        lead(board, address(board), address(self.ops), self.run_number, self.threads, _piece_address())
+
+    def _start(self) -> None:
+        self._started = True
+        for me in range(1, self.threads):
+            arguments = (self.board, self.ops, me, self._wake[me], (self._counters, self._pieces))
+            threading.Thread(target=_member, args=arguments, name=f"loquela-engine-{me}", daemon=True).start()
+
+
+def _member(board: npt.NDArray[np.int64], ops: npt.NDArray[np.int64], me: int, wake: Any, kept: Any) -> None:
+    last = 0
+    while True:
+        last = follow(board, address(board), address(ops), me, last, _PATIENCE, _piece_address())
+        if last < 0:
+            return
+        wake.acquire()
+        if board[_STOP]:
+            return
+
+
+def _stop(board: npt.NDArray[np.int64], wake: list[threading.Semaphore]) -> None:
+    board[_STOP] = 1
+    for semaphore in wake:
+        semaphore.release()

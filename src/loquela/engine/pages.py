@@ -1,0 +1,108 @@
+"""The compiled engine's cache: pages of 32 positions, which several caches can share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from loquela.engine.memory import address, aligned
+from loquela.errors import UsageError
+from loquela.layers.cache import Cache
+
+__all__ = ["POSITIONS", "PagedCache", "Row"]
+
+POSITIONS = 32
+"""Positions of a page, which holds them for all layers."""
+
+
+class Row:
+    """The pages of one text. A page that another row may see too is copied before anything is written into it."""
+
+    def __init__(self, page_bytes: int) -> None:
+        self.page_bytes, self.length = page_bytes, 0
+        self.pages: list[npt.NDArray[np.uint8]] = []
+        self.own: list[bool] = []
+        self.addresses = np.zeros(8, dtype=np.int64)
+
+    def grow(self, new: int) -> None:
+        """Make room for `new` more positions and count them as held."""
+        first, end = self.length // POSITIONS, -(-(self.length + new) // POSITIONS)
+        if first < len(self.pages) and not self.own[first]:
+            page = aligned(self.page_bytes)
+            page[:] = self.pages[first]
+            self._put(first, page)
+        for index in range(len(self.pages), end):
+            self._put(index, aligned(self.page_bytes))
+        self.length += new
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` positions."""
+        self.length = min(self.length, length)
+        kept = -(-self.length // POSITIONS)
+        del self.pages[kept:], self.own[kept:]
+
+    def fork(self) -> Row:
+        """Return a row that holds the same and goes on by itself; the pages are shared until one of both writes."""
+        other = Row(self.page_bytes)
+        other.length, other.pages, other.addresses = self.length, list(self.pages), self.addresses.copy()
+        self.own = [False] * len(self.pages)
+        other.own = list(self.own)
+        return other
+
+    def _put(self, index: int, page: npt.NDArray[np.uint8]) -> None:
+        if index == len(self.addresses):
+            self.addresses = np.concatenate((self.addresses, np.zeros_like(self.addresses)))
+        self.pages[index:] = [page, *self.pages[index + 1 :]]
+        self.own[index:] = [True, *self.own[index + 1 :]]
+        self.addresses[index] = address(page)
+
+
+class PagedCache(Cache):
+    """What the rows of a batch, usually one, remember; see `loquela.layers.cache.Cache`.
+
+    A deep copy, like `select`, shares the pages.
+    """
+
+    def __init__(self, page_bytes: int) -> None:
+        super().__init__(0)
+        self.rows = [Row(page_bytes)]
+
+    @property
+    def length(self) -> int:
+        """Positions held so far."""
+        return self.rows[0].length
+
+    def truncate(self, length: int) -> None:
+        """Forget everything after the first `length` positions."""
+        for row in self.rows:
+            row.truncate(length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) the batch rows with indices `rows` (n,), in that order."""
+        self.rows = [self.rows[index].fork() for index in rows.tolist()]
+
+    def widen(self, rows: int) -> None:
+        """Let an empty cache of one row serve a batch."""
+        if len(self.rows) == rows:
+            return
+        if len(self.rows) > 1 or self.length:
+            raise UsageError(f"a cache of {len(self.rows)} rows must go on with as many, but was given {rows}")
+        self.rows = [Row(self.rows[0].page_bytes) for _ in range(rows)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PagedCache:
+        other = PagedCache(self.rows[0].page_bytes)
+        other.rows = [row.fork() for row in self.rows]
+        return other
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the pages, shared ones included."""
+        return sum(page.nbytes for page in _once(page for row in self.rows for page in row.pages))
+
+
+def _once(pages: Iterable[npt.NDArray[np.uint8]]) -> Iterable[npt.NDArray[np.uint8]]:
+    return {id(page): page for page in pages}.values()

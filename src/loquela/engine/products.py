@@ -1,0 +1,125 @@
+"""Matrix products of a few or many rows, with weights in whichever way they are stored."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls
+from __future__ import annotations
+
+from loquela.engine.cached import jit
+from loquela.engine.tiles import dot_tile, packed_tile
+
+__all__ = ["KINDS", "multiply"]
+
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}
+GROUP = 32
+
+_f32_1, _f32_2, _f32_6 = (dot_tile("float32", 4, tokens) for tokens in (1, 2, 6))
+_bf16_1, _bf16_6 = (dot_tile("bfloat16", 4, tokens) for tokens in (1, 6))
+_f16_1, _f16_6 = (dot_tile("float16", 4, tokens) for tokens in (1, 6))
+_f32_alone, _bf16_alone, _f16_alone = (dot_tile(dtype, 1, 1) for dtype in ("float32", "bfloat16", "float16"))
+_int8_1, _int8_2, _int8_4, _int8_8 = (packed_tile(8, GROUP, tokens) for tokens in (1, 2, 4, 8))
+_int4_1, _int4_2, _int4_4, _int4_8 = (packed_tile(4, GROUP, tokens) for tokens in (1, 2, 4, 8))
+
+
+@jit
+def _step(kind, left):
+    """How many of the tokens that are left the next tile takes."""
+    if kind >= 3:
+        return 8 if left >= 8 else 4 if left >= 4 else 2 if left >= 2 else 1
+    return 6 if left >= 6 else 2 if kind == 0 and left >= 2 else 1
+
+
+@jit
+def _int8(step, w, x, x_s, k, y, y_s, b, r, r_s):
+    if step == 1:
+        _int8_1(w, x, x_s, k, y, y_s, b, r, r_s)
+    elif step == 2:
+        _int8_2(w, x, x_s, k, y, y_s, b, r, r_s)
+    elif step == 4:
+        _int8_4(w, x, x_s, k, y, y_s, b, r, r_s)
+    else:
+        _int8_8(w, x, x_s, k, y, y_s, b, r, r_s)
+
+
+@jit
+def _int4(step, w, x, x_s, k, y, y_s, b, r, r_s):
+    if step == 1:
+        _int4_1(w, x, x_s, k, y, y_s, b, r, r_s)
+    elif step == 2:
+        _int4_2(w, x, x_s, k, y, y_s, b, r, r_s)
+    elif step == 4:
+        _int4_4(w, x, x_s, k, y, y_s, b, r, r_s)
+    else:
+        _int4_8(w, x, x_s, k, y, y_s, b, r, r_s)
+
+
+@jit
+def _four_rows(kind, step, w, w_s, x, x_s, k, y, y_s, b, r, r_s):
+    if kind == 0:
+        if step == 1:
+            _f32_1(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+        elif step == 2:
+            _f32_2(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+        else:
+            _f32_6(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+    elif kind == 1:
+        if step == 1:
+            _bf16_1(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+        else:
+            _bf16_6(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+    elif step == 1:
+        _f16_1(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+    else:
+        _f16_6(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+
+
+@jit
+def _one_row(kind, w, w_s, x, x_s, k, y, y_s, b, r, r_s):
+    if kind == 0:
+        _f32_alone(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+    elif kind == 1:
+        _bf16_alone(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+    else:
+        _f16_alone(w, w_s, x, x_s, k, y, y_s, b, r, r_s)
+
+
+@jit
+def multiply(op, n, first, last):
+    """Tiles from `first` to `last` of `x Wᵀ + bias + residual` for `n` rows.
+
+    A tile is sixteen rows of W. The tokens are the outer loop: the tiles of a call stay in the second-level cache.
+    """
+    kind, w, w_s, k, m = op[1], op[2], op[3], op[4], op[5]
+    x, x_s, y, y_s, bias, bias_step, res, res_s, res_step = (
+        op[6],
+        op[7],
+        op[8],
+        op[9],
+        op[10],
+        op[11],
+        op[12],
+        op[13],
+        op[14],
+    )
+    t = 0
+    while t < n:
+        step = _step(kind, n - t)
+        xs, ys, rs = x + t * x_s, y + t * y_s, res + t * res_s
+        for tile in range(first, last):
+            row = 16 * tile
+            if kind >= 3:
+                at, b, r = w + tile * w_s, bias + bias_step * row, rs + res_step * row
+                if kind == 3:
+                    _int8(step, at, xs, x_s, k, ys + 4 * row, y_s, b, r, res_s)
+                else:
+                    _int4(step, at, xs, x_s, k, ys + 4 * row, y_s, b, r, res_s)
+                continue
+            end = min(row + 16, m)
+            while row + 4 <= end:
+                b, r, at = bias + bias_step * row, rs + res_step * row, w + row * w_s
+                _four_rows(kind, step, at, w_s, xs, x_s, k, ys + 4 * row, y_s, b, r, res_s)
+                row += 4
+            while row < end:
+                b, r, at = bias + bias_step * row, rs + res_step * row, w + row * w_s
+                for i in range(step):
+                    _one_row(kind, at, w_s, xs + i * x_s, x_s, k, ys + i * y_s + 4 * row, y_s, b, r + i * res_s, res_s)
+                row += 1
+        t += step

@@ -1,0 +1,260 @@
+"""The innermost loops, emitted as LLVM IR: small tiles of a matrix product, and attention over sixteen positions.
+
+Every element of a result is summed in one order, whatever the tile's size: a tile of one token and a tile of eight give
+the same bits.
+"""
+
+# mypy: allow-untyped-calls, disable-error-code="import-untyped,attr-defined"
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from loquela.engine.simd import F32, I8, I16, I32, I64, LANES, VI, Emit, V, define, features
+
+__all__ = ["TILE", "dot_tile", "packed_tile", "scores", "values"]
+
+TILE = LANES
+"""Rows of a packed tile: one in each lane."""
+B64 = ir.VectorType(I8, 64)
+_BF16_16, _F16_16 = ir.VectorType(I16, LANES), ir.VectorType(ir.HalfType(), LANES)
+_KINDS = {"float32": (V, 4), "bfloat16": (_BF16_16, 2), "float16": (_F16_16, 2)}
+_i64, _none = types.int64, types.void
+
+
+class Bytes:
+    """How a processor multiplies bytes: `acc += Σ of 4 products` in each of sixteen lanes, exactly, by each's own way.
+
+    Weights are unsigned with `zero` as their 0. Where `signed`, they are made signed first; else the caller starts from
+    minus `zero` times the sum of the other factor.
+    """
+
+    def __init__(self, e: Emit, bits: int) -> None:
+        self.e, self.b, self.bits = e, e.b, bits
+        self.zero = 1 << (bits - 1)
+        there = features()
+        self.way = "vnni" if {"avx512vnni", "avx512bw"} <= there else "avx2" if "avx2" in there else "plain"
+        self.signed = self.way == "avx2" and bits == 8  # its products of bytes saturate at 16 bits: |w| ≤ 127 cannot
+
+    def dot(self, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        """`w` is 64 bytes, four for each lane; `x` (int32) the four bytes that each of the lanes meets."""
+        return getattr(self, f"_{self.way}")(acc, w, x)
+
+    def _vnni(self, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        kind = B64 if llvm.llvm_version_info[0] >= 22 else VI
+        w, x = (self.b.bitcast(value, kind) for value in (w, self.e.splat(x)))
+        return self.e.intrinsic("llvm.x86.avx512.vpdpbusd.512", VI, acc, w, x)
+
+    def _avx2(self, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        b, e = self.b, self.e
+        bytes32, words16, ints8 = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)
+        x = b.bitcast(e.splat(x, 8), bytes32)
+        halves = []
+        for half in range(2):
+            part = self._part(w, B64, 32 * half, 32)
+            factor = x
+            if self.signed:
+                part = b.xor(part, ir.Constant(bytes32, [-128] * 32))
+                factor = e.intrinsic("llvm.x86.avx2.psign.b", bytes32, x, part)
+                part = e.intrinsic("llvm.abs.v32i8", bytes32, part, ir.Constant(ir.IntType(1), 0))
+            pairs = e.intrinsic("llvm.x86.avx2.pmadd.ub.sw", words16, part, factor)
+            halves.append(e.intrinsic("llvm.x86.avx2.pmadd.wd", ints8, pairs, ir.Constant(words16, [1] * 16)))
+        joined = b.shuffle_vector(*halves, ir.Constant(VI, list(range(16))))
+        return b.add(acc, joined)
+
+    def _plain(self, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
+        b = self.b
+        for byte in range(4):
+            mask = ir.Constant(VI, [4 * lane + byte for lane in range(LANES)])
+            part = b.zext(b.shuffle_vector(w, ir.Constant(B64, ir.Undefined), mask), VI)
+            factor = b.sext(b.trunc(b.lshr(x, ir.Constant(I32, 8 * byte)), I8), I32)
+            acc = b.add(acc, b.mul(part, self.e.splat(factor)))
+        return acc
+
+    def _part(self, x: ir.Value, kind: ir.VectorType, start: int, count: int) -> ir.Value:
+        mask = ir.Constant(ir.VectorType(I32, count), list(range(start, start + count)))
+        return self.b.shuffle_vector(x, ir.Constant(kind, ir.Undefined), mask)
+
+    def steps(self, address: ir.Value, group: int) -> list[ir.Value]:
+        """Load a group of a tile: 64 bytes for every 4 columns, or, of 4 bits each, for every 8."""
+        found = []
+        for step in range(group * LANES * self.bits // 8 // 64):
+            loaded = self.e.load(self.b.add(address, ir.Constant(I64, 64 * step)), B64)
+            if self.bits == 8:
+                found.append(loaded)
+            else:
+                nibble = ir.Constant(B64, [15] * 64)
+                words = self.b.lshr(self.b.bitcast(loaded, VI), ir.Constant(VI, [4] * LANES))
+                found += [self.b.and_(loaded, nibble), self.b.and_(self.b.bitcast(words, B64), nibble)]
+        return found
+
+
+def _plus(e: Emit, address: ir.Value, *terms: ir.Value | int) -> ir.Value:
+    for term in terms:
+        address = e.b.add(address, ir.Constant(I64, term) if isinstance(term, int) else term)
+    return address
+
+
+def _times(e: Emit, a: ir.Value, b: int) -> ir.Value:
+    return e.b.mul(a, ir.Constant(I64, b))
+
+
+def _rows(e: Emit, base: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
+    return [_plus(e, base, _times(e, stride, row)) for row in range(count)]
+
+
+def packed_tile(bits: int, group: int, tokens: int) -> Any:
+    """Sixteen rows of a packed matrix times `tokens` rows of int8 activations.
+
+    Arguments: address of the tile; of the activations and their stride; columns; address of the result, its stride; of
+    the bias; of what is added, its stride. All strides are in bytes. Layouts: `loquela.engine.quantize`.
+    """
+
+    def body(
+        e: Emit, w: Any, x: Any, x_stride: Any, k: Any, y: Any, y_stride: Any, bias: Any, res: Any, res_s: Any
+    ) -> None:
+        b, multiply = e.b, Bytes(e, bits)
+        size = group * LANES * bits // 8
+        groups = b.udiv(k, ir.Constant(I64, group))
+        scales = _plus(e, w, _times(e, groups, size))
+        xs = _rows(e, x, x_stride, tokens)
+        sums = [cgutils.alloca_once(b, V) for _ in range(tokens)]
+        for total in sums:
+            b.store(e.constant(0.0), total)
+        with cgutils.for_range(b, groups) as loop:
+            g = loop.index
+            steps = multiply.steps(_plus(e, w, _times(e, g, size)), group)
+            scale = e.widen(e.load(_plus(e, scales, _times(e, g, 2 * LANES)), _BF16_16))
+            for row, total in zip(xs, sums, strict=True):
+                beside = _plus(e, row, k, _times(e, g, 4))
+                acc = ir.Constant(VI, None)
+                if not multiply.signed:
+                    seen = e.load(_plus(e, beside, _times(e, groups, 4)), I32)
+                    acc = e.splat(b.mul(seen, ir.Constant(I32, -multiply.zero)))
+                at = _plus(e, row, _times(e, g, group))
+                for step, part in enumerate(steps):
+                    acc = multiply.dot(acc, part, e.load(_plus(e, at, 4 * step), I32))
+                factor = b.fmul(scale, e.splat(e.load(beside, F32)))
+                b.store(e.fma(b.sitofp(acc, V), factor, b.load(total)), total)
+        added = e.load(bias)
+        for total, out, old in zip(sums, _rows(e, y, y_stride, tokens), _rows(e, res, res_s, tokens), strict=True):
+            e.store(out, b.fadd(b.fadd(b.load(total), added), e.load(old)))
+
+    return define(f"packed_{bits}_{group}_x{tokens}", _none, (_i64,) * 9, body)
+
+
+def dot_tile(dtype: str, rows: int, tokens: int) -> Any:
+    """`rows` (1 or 4) rows of a matrix as PyTorch keeps it times `tokens` rows of float32.
+
+    Arguments: address of the rows, their stride; the rest as `packed_tile`. Sixteen partial sums, folded at the end.
+    """
+    kind, size = _KINDS[dtype]
+
+    def body(
+        e: Emit, w: Any, w_stride: Any, x: Any, x_stride: Any, k: Any, y: Any, y_s: Any, bias: Any, res: Any, res_s: Any
+    ) -> None:
+        b = e.b
+        ws, xs = _rows(e, w, w_stride, rows), _rows(e, x, x_stride, tokens)
+        sums = [[cgutils.alloca_once(b, V) for _ in range(rows)] for _ in range(tokens)]
+        for total in (total for row in sums for total in row):
+            b.store(e.constant(0.0), total)
+
+        def accumulate(columns: Sequence[ir.Value], at: ir.Value, count: ir.Value | None) -> None:
+            for row, totals in zip(xs, sums, strict=True):
+                place = _plus(e, row, _times(e, at, 4))
+                part = e.load(place) if count is None else e.load_first(place, count)
+                for column, total in zip(columns, totals, strict=True):
+                    b.store(e.fma(column, part, b.load(total)), total)
+
+        whole = b.and_(k, ir.Constant(I64, -LANES))
+        with cgutils.for_range(b, b.udiv(k, ir.Constant(I64, LANES))) as loop:
+            at = _times(e, loop.index, LANES)
+            accumulate([e.widen(e.load(_plus(e, row, _times(e, at, size)), kind)) for row in ws], at, None)
+        left = b.sub(k, whole)
+        with b.if_then(b.icmp_signed("!=", left, ir.Constant(I64, 0))):
+            columns = [e.widen(e.load_first(_plus(e, row, _times(e, whole, size)), left, kind)) for row in ws]
+            accumulate(columns, whole, left)
+        out_kind = F32 if rows == 1 else ir.VectorType(F32, rows)
+        added = e.load(bias, out_kind)
+        for totals, out, old in zip(sums, _rows(e, y, y_s, tokens), _rows(e, res, res_s, tokens), strict=True):
+            done = [b.load(total) for total in totals]
+            folded = e.fold(done[0], LANES, b.fadd) if rows == 1 else _fold4(e, done)
+            e.store(out, b.fadd(b.fadd(folded, added), e.load(old, out_kind)))
+
+    return define(f"dot_{dtype}_{rows}x{tokens}", _none, (_i64,) * 10, body)
+
+
+def _fold4(e: Emit, parts: list[ir.Value]) -> ir.Value:
+    """Sum the lanes of four vectors, each in the order of `Emit.fold`, into a vector of four."""
+
+    def halves(x: ir.Value, y: ir.Value, run: int, count: int) -> ir.Value:
+        """Of every `2 · run` lanes of x then y, add the second half to the first."""
+        firsts = [i for i in range(0, count, 2 * run) for i in range(i, i + run)]
+        low, high = (
+            e.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(firsts)), [i + shift for i in firsts]))
+            for shift in (0, run)
+        )
+        return e.b.fadd(low, high)
+
+    first, second = halves(parts[0], parts[1], 8, 32), halves(parts[2], parts[3], 8, 32)
+    joined = halves(first, second, 4, 32)
+    shorter = halves(joined, joined, 2, 16)
+    return halves(shorter, shorter, 1, 8)
+
+
+def scores(dtype: str, rows: int) -> Any:
+    """Scores of `rows` queries with sixteen keys that lie side by side, dimension after dimension.
+
+    Arguments: address of the queries, their stride; of the keys; head_dim; of the scores, their stride.
+    """
+    kind, size = _KINDS[dtype]
+
+    def body(e: Emit, q: Any, q_stride: Any, keys: Any, width: Any, out: Any, out_stride: Any) -> None:
+        b = e.b
+        qs = _rows(e, q, q_stride, rows)
+        sums = [cgutils.alloca_once(b, V) for _ in range(rows)]
+        for total in sums:
+            b.store(e.constant(0.0), total)
+        with cgutils.for_range(b, width) as loop:
+            key = e.widen(e.load(_plus(e, keys, _times(e, loop.index, size * LANES)), kind))
+            for row, total in zip(qs, sums, strict=True):
+                query = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
+                b.store(e.fma(query, key, b.load(total)), total)
+        for total, place in zip(sums, _rows(e, out, out_stride, rows), strict=True):
+            e.store(place, b.load(total))
+
+    return define(f"scores_{dtype}_x{rows}", _none, (_i64,) * 6, body)
+
+
+def values(dtype: str, rows: int) -> Any:
+    """Add `count` values, weighted for each of `rows` queries, to the rows' sums.
+
+    Arguments: address of the weights, their stride; of the values; their width in vectors of sixteen; `count`; of the
+    sums, their stride.
+    """
+    kind, size = _KINDS[dtype]
+
+    def body(e: Emit, p: Any, p_stride: Any, v: Any, width: Any, count: Any, out: Any, out_stride: Any) -> None:
+        b = e.b
+        ps, outs = _rows(e, p, p_stride, rows), _rows(e, out, out_stride, rows)
+        sums = [cgutils.alloca_once(b, V) for _ in range(rows)]
+        stride = _times(e, width, LANES * size)
+        with cgutils.for_range(b, width) as part:
+            column = _times(e, part.index, LANES)
+            for place, total in zip(outs, sums, strict=True):
+                b.store(e.load(_plus(e, place, _times(e, column, 4))), total)
+            at = _plus(e, v, _times(e, column, size))
+            with cgutils.for_range(b, count) as loop:
+                value = e.widen(e.load(_plus(e, at, b.mul(loop.index, stride)), kind))
+                for row, total in zip(ps, sums, strict=True):
+                    weight = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
+                    b.store(e.fma(weight, value, b.load(total)), total)
+            for place, total in zip(outs, sums, strict=True):
+                e.store(_plus(e, place, _times(e, column, 4)), b.load(total))
+
+    return define(f"values_{dtype}_x{rows}", _none, (_i64,) * 7, body)

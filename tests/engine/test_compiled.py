@@ -1,0 +1,219 @@
+"""The compiled network is the torch one, and a request never notices what is computed beside it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from loquela.engine.decoder import CompiledNetwork, compiled
+from loquela.errors import UsageError
+from loquela.generation.beam import beam_search
+from loquela.generation.decode import generate_ids
+from loquela.generation.settings import GenerationSettings
+from loquela.models.base import Network, architecture, architectures
+
+LLAMA = {
+    "vocab_size": 139,
+    "hidden_size": 72,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 400,
+}
+TINY: dict[str, dict[str, Any]] = {
+    "llama": {**LLAMA, "tie_word_embeddings": True},
+    "llama one head": {**LLAMA, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 50, "mlp_bias": True},
+    "mistral": {**LLAMA, "sliding_window": 21},
+    "qwen2": LLAMA,
+    "qwen3": {**LLAMA, "head_dim": 24},
+    "smollm3": {**LLAMA, "no_rope_layer_interval": 2},
+    "gpt2": {"vocab_size": 139, "n_positions": 400, "n_embd": 72, "n_layer": 2, "n_head": 4},
+}
+OTHERS = [
+    name
+    for name in architectures()
+    if architecture(name).NETWORK.kind == "decoder" and name not in {tiny.split()[0] for tiny in TINY}
+]
+
+
+def make(name: str) -> Network:
+    module = architecture(name.split()[0])
+    network: Network = module.NETWORK(module.CONFIG.from_dict({"model_type": name.split()[0], **TINY[name]}))
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2, generator=generator)
+            else:
+                parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def network(request: pytest.FixtureRequest) -> Network:
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Network:
+    return make("llama")
+
+
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 139, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_logits_are_those_of_torch(network: Network) -> None:
+    engine, ids = compiled(network), tokens(2, 70)
+    expected = network(ids)
+    assert (engine(ids) - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None:
+    network = make("qwen3").to(dtype)
+    ids = tokens(1, 40)
+    engine = compiled(network)
+    expected = make("qwen3").to(dtype).float()(ids)
+    assert (engine(ids) - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_a_cache_of_float16_costs_little(network: Network) -> None:
+    engine, half, ids = compiled(network), compiled(network, cache_dtype="float16"), tokens(1, 70)
+    exact = engine(ids)
+    assert half.page_bytes * 2 == engine.page_bytes
+    assert 0 < (half(ids) - exact).abs().max() < 2e-2 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.03), ("int4", 0.3)])
+@torch.no_grad()
+def test_quantised_logits_are_near(quantize: Any, bound: float, network: Network) -> None:
+    ids = tokens(1, 70)
+    exact, near = network(ids), compiled(network, quantize=quantize)(ids)
+    assert 0 < (near - exact).square().mean() < bound**2 * exact.square().mean()
+
+
+def mixes(engine: CompiledNetwork, alone: list[torch.Tensor], texts: list[list[int]], seed: int) -> None:
+    """Feed the texts in random pieces, beside each other at random; every state must have the bits it has alone."""
+    chance = random.Random(seed)
+    caches, done = [engine.new_cache() for _ in texts], [0] * len(texts)
+    while any(at < len(text) for at, text in zip(done, texts, strict=True)):
+        going = [i for i, text in enumerate(texts) if done[i] < len(text) and chance.random() < 0.7]
+        pieces = [texts[i][done[i] : done[i] + chance.choice((1, 1, 1, 2, 5, 17, 64, 300))] for i in going]
+        if not going:
+            continue
+        found = engine.hidden_rows(pieces, [caches[i] for i in going])
+        for i, piece, states in zip(going, pieces, found, strict=True):
+            assert torch.equal(states, alone[i][done[i] : done[i] + len(piece)])
+            done[i] += len(piece)
+            if chance.random() < 0.2 and done[i] > 1:  # rewind a little, and read it again
+                done[i] -= chance.randint(1, min(3, done[i]))
+                caches[i].truncate(done[i])
+            elif chance.random() < 0.2:
+                caches[i] = copy.deepcopy(caches[i])
+
+
+def run_mixes(name: str, quantize: Any, count: int) -> None:
+    network = make(name)
+    engines = [compiled(network, quantize=quantize, threads=threads) for threads in (1, 2)]
+    texts = [tokens(length, seed=length).tolist() for length in (3, 20, 40, 41, 130, 390)]
+    alone = [engines[0].hidden(torch.tensor([text]))[0] for text in texts]
+    logits = engines[0].logits_rows(torch.cat(alone))
+    assert all(
+        (engines[1].head(row).numpy() == logits[i]).all() for i, row in enumerate(torch.cat(alone)[::7]) if not i
+    )
+    for seed in range(count):
+        mixes(engines[seed % 2], alone, texts, seed)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_alone_or_beside_others_the_bits_are_the_same(name: str, quantize: Any) -> None:
+    run_mixes(name, quantize, 4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_hundreds_of_mixes(name: str, quantize: Any) -> None:
+    run_mixes(name, quantize, 100)
+
+
+def test_rows_of_logits_are_those_of_each(llama: Network) -> None:
+    engine = compiled(llama, quantize="int8", threads=2)
+    hidden = engine.hidden(tokens(1, 37))[0]
+    together = engine.logits_rows(hidden)
+    assert all((engine.head(row).numpy() == logits).all() for row, logits in zip(hidden, together, strict=True))
+
+
+def test_padded_rows_are_as_alone(llama: Network) -> None:
+    engine, ids = compiled(llama), tokens(2, 9)
+    padding = torch.tensor([[True] * 9, [False] * 4 + [True] * 5])
+    states = engine.hidden(ids, padding=padding)
+    assert torch.equal(states[1, 4:], engine.hidden(ids[1:, 4:])[0])
+    assert torch.equal(states[0], engine.hidden(ids[:1])[0])
+
+
+def test_the_one_decode_loop_and_beam_search_run_on_it(network: Network) -> None:
+    engine = compiled(network)
+    greedy = GenerationSettings(temperature=0, max_new_tokens=40)
+    prompt = tokens(12).tolist()
+    expected = [step.id for step in generate_ids(network, prompt, greedy)]
+    assert [step.id for step in generate_ids(engine, prompt, greedy)] == expected
+    beams = GenerationSettings(num_beams=3, max_new_tokens=12, do_sample=False)
+    found, expected_ids = (beam_search(which, torch.tensor([prompt]), beams) for which in (engine, network))
+    assert [list(h.ids) for h in found[0]] == [list(h.ids) for h in expected_ids[0]]
+
+
+def test_copies_of_a_cache_go_their_own_ways(llama: Network) -> None:
+    engine, text = compiled(llama), tokens(90).tolist()
+    cache = engine.new_cache()
+    engine.hidden_rows([text[:40]], [cache])
+    copies = [copy.deepcopy(cache) for _ in range(3)]
+    assert copies[0].rows[0].pages[0] is cache.rows[0].pages[0]
+    for i, other in enumerate(copies):
+        engine.hidden_rows([[i] * 30], [other])
+    states = engine.hidden_rows([text[40:]], [cache])[0]
+    assert torch.equal(states, engine.hidden(torch.tensor([text]))[0, 40:])
+
+
+def test_a_crew_that_slept_wakes(llama: Network) -> None:
+    import time
+
+    engine, ids = compiled(llama, threads=2), tokens(1, 60)
+    expected = engine.hidden(ids)
+    for _ in range(3):
+        time.sleep(0.1)
+        assert torch.equal(engine.hidden(ids), expected)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_every_other_decoder_is_refused_by_a_brick_that_the_engine_does_not_know(model_type: str) -> None:
+    """One that compiles has only bricks that it knows: give it a shape in TINY."""
+    module = architecture(model_type)
+    fields = {name: value for name, value in LLAMA.items() if name in module.CONFIG.__dataclass_fields__}
+    network = module.NETWORK(module.CONFIG.from_dict({"model_type": model_type, **fields}))
+    with pytest.raises(UsageError, match=r"does not know .* use the torch engine"):
+        compiled(network)
+
+
+def test_what_it_refuses(llama: Network) -> None:
+    engine = compiled(llama)
+    with pytest.raises(UsageError, match="from 0 to 138"):
+        engine.hidden(torch.tensor([[139]]))
+    with pytest.raises(UsageError, match="that it made"):
+        engine.hidden(tokens(1, 3), cache=llama.new_cache())
+    with pytest.raises(UsageError, match="int8 or int4"):
+        compiled(llama, quantize="int2")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="cannot be trained"):
+        engine.initialise()
+    with pytest.raises(UsageError, match=r"torch\.float64"):
+        compiled(copy.deepcopy(llama).double())

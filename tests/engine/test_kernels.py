@@ -1,0 +1,175 @@
+"""Every kernel against float64, on shapes that nobody would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from loquela.engine import kernels, vectors
+from loquela.engine.cached import jit
+from loquela.engine.memory import address, aligned
+from loquela.engine.products import KINDS, multiply
+from loquela.engine.program import _ACTIVATIONS
+from loquela.engine.quantize import GROUP, packed, quantised
+
+EXAMPLES = settings(max_examples=40)
+
+
+@jit
+def _exp(src, dst, count):  # type: ignore[no-untyped-def]
+    for i in range(0, count, 16):
+        vectors.store(dst + 4 * i, vectors.exp(vectors.load(src + 4 * i)))
+
+
+def product(kind: str, weight: torch.Tensor, x: np.ndarray, bias: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """`x Wᵀ + bias + residual` by the engine, whatever way the weights are kept in."""
+    tokens, columns = x.shape
+    rows = len(weight)
+    wide = -(-rows // 16) * 16
+    y = np.zeros((tokens, wide), dtype=np.float32)
+    added, old = np.zeros(wide, dtype=np.float32), np.zeros((tokens, wide), dtype=np.float32)
+    added[:rows], old[:, :rows] = bias, residual
+    if kind.startswith("int"):
+        array, stride, padded = packed([quantised(weight, int(kind[3:]))])
+        given = aligned(tokens * (size := padded + padded // GROUP * 8))
+        for t in range(tokens):
+            row = np.ascontiguousarray(x[t])
+            kernels.quantise_row(address(row), address(given) + t * size, columns, padded, GROUP, 0, padded)
+        source, step = address(given), size
+    else:
+        array, stride, padded = weight.contiguous(), columns * weight.element_size(), columns
+        source, step = address(x), x.strides[0]
+    op = np.zeros(16, dtype=np.int64)
+    op[1:15] = [
+        KINDS[kind], address(array), stride, padded, rows, source, step, address(y), y.strides[0],
+        address(added), 4, address(old), old.strides[0], 4,
+    ]  # fmt: skip
+    multiply(op, tokens, 0, wide // 16)
+    return y[:, :rows]
+
+
+def codes(x: np.ndarray) -> np.ndarray:
+    """The int8 activations of `x` (tokens, columns), as float64."""
+    tokens, columns = x.shape
+    padded = -(-columns // GROUP) * GROUP
+    wide = np.zeros((tokens, padded))
+    wide[:, :columns] = x
+    groups = wide.reshape(tokens, -1, GROUP)
+    scale = np.abs(groups).max(-1, keepdims=True).astype(np.float32) / np.float32(127)
+    rounded = np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale > 0)) * scale
+    return rounded.reshape(tokens, padded)[:, :columns].astype(np.float64)
+
+
+@EXAMPLES
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 200),
+    tokens=st.integers(1, 30),
+    seed=st.integers(0, 2**16),
+)
+def test_a_product_is_that_of_float64(kind: str, rows: int, columns: int, tokens: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    weight = torch.from_numpy(random.standard_normal((rows, columns)).astype(np.float32))
+    x = random.standard_normal((tokens, columns)).astype(np.float32)
+    bias, residual = random.standard_normal(rows).astype(np.float32), random.standard_normal((tokens, rows))
+    residual = residual.astype(np.float32)
+    exact, seen = weight.double().numpy(), x.astype(np.float64)
+    if kind.startswith("int"):
+        exact, seen = quantised(weight, int(kind[3:])).dequantised(torch.float64).numpy(), codes(x)
+    elif kind != "float32":
+        weight = weight.to(getattr(torch, kind))
+        exact = weight.double().numpy()
+    y = product(kind, weight, x, bias, residual)
+    expected = seen @ exact.T + bias + residual
+    # a value on the border between two codes may fall to either side
+    slack = 2e-3 * np.abs(exact).max() * np.abs(x).max() if kind.startswith("int") else 0
+    assert np.abs(y - expected).max() <= 2e-6 * (np.abs(seen) @ np.abs(exact.T) + 10).max() + slack
+
+
+@EXAMPLES
+@given(kind=st.sampled_from(sorted(KINDS)), columns=st.integers(1, 200), seed=st.integers(0, 2**16))
+def test_a_row_has_the_same_bits_beside_any_number_of_others(kind: str, columns: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    weight = torch.from_numpy(random.standard_normal((37, columns)).astype(np.float32))
+    weight = weight if kind.startswith("int") else weight.to(getattr(torch, kind))
+    x = random.standard_normal((29, columns)).astype(np.float32)
+    nothing, none = np.zeros(37, dtype=np.float32), np.zeros((29, 37), dtype=np.float32)
+    together = product(kind, weight, x, nothing, none)
+    for count in (1, 2, 3, 5, 7, 12, 13):
+        part = product(kind, weight, x[:count].copy(), nothing, none[:count])
+        assert np.array_equal(part, together[:count])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_codes_are_within_half_a_step(bits: int) -> None:
+    weight = torch.randn(50, 77, generator=torch.Generator().manual_seed(0))
+    weight[3] = 0.0
+    weight[4, :5] = 1e-42  # too small for a scale
+    found = quantised(weight, bits)
+    assert found.codes.abs().max() <= (127 if bits == 8 else 8)
+    step = found.scales.float().abs().repeat_interleave(GROUP, 1)[:, :77]
+    error = (found.dequantised() - weight).abs()
+    # at 4 bits the best scale may cut the largest of a group
+    assert (error <= (0.5 if bits == 8 else 2.5) * step + 1e-6).all()
+    assert error.square().mean().sqrt() < (0.008 if bits == 8 else 0.12) * weight.square().mean().sqrt()
+    assert not found.dequantised()[3].any()
+
+
+def test_what_is_rounded_already_is_rounded_to_itself() -> None:
+    """So that a model saved in int8 is packed without another error."""
+    once = quantised(torch.randn(40, 96, generator=torch.Generator().manual_seed(1)), 8)
+    again = quantised(once.dequantised(), 8)
+    assert torch.equal(once.codes, again.codes)
+    assert torch.equal(once.scales, again.scales)
+
+
+def test_exp_to_two_units_in_the_last_place() -> None:
+    x = np.linspace(-86.9, 88, 1 << 16, dtype=np.float32)
+    y = np.empty_like(x)
+    _exp(address(x), address(y), len(x))
+    assert np.abs(y / np.exp(x.astype(np.float64)) - 1).max() < 2.4e-7
+    x = np.array([-np.inf, -1e30, -88, *[-200] * 13], dtype=np.float32)
+    _exp(address(x), address(y), 16)
+    assert not y[:16].any()
+
+
+ACTIVATIONS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {code: f for f, code in _ACTIVATIONS.items()}
+
+
+@pytest.mark.parametrize("kind", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("gated", [0, 1])
+def test_activations_are_those_of_torch(kind: int, gated: int) -> None:
+    hidden = 83
+    x = torch.cat((torch.linspace(-9, 9, hidden), torch.randn(hidden, generator=torch.Generator().manual_seed(0))))
+    y = np.zeros(hidden, dtype=np.float32)
+    op = np.array([0, kind, address(x), 0, hidden, gated, address(y), 0, *[0] * 8], dtype=np.int64)
+    kernels.activate(op, 0, 0, 128)
+    expected = ACTIVATIONS[kind](x[:hidden].double())
+    expected = expected * x[hidden:].double() if gated else expected
+    assert (np.abs(y - expected.numpy()) <= 1e-6 * (1 + np.abs(expected.numpy()))).all()
+
+
+@pytest.mark.parametrize("centred", [0, 1])
+@pytest.mark.parametrize("dim", [1, 16, 45, 96])
+def test_norms_are_those_of_float64(centred: int, dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    x, weight, bias = (torch.randn(dim, generator=generator) * 3 + 1 for _ in range(3))
+    y = np.zeros(dim, dtype=np.float32)
+    eps = np.float32(1e-5).view(np.int32)
+    op = np.array(
+        [0, address(x), 0, address(y), 0, dim, address(weight), address(bias), centred, eps, *[0] * 6], dtype=np.int64
+    )
+    kernels.normalise(op, 0)
+    wide = x.double()
+    if centred:
+        expected = F.layer_norm(wide, (dim,), weight.double(), bias.double(), 1e-5)
+    else:
+        expected = F.rms_norm(wide, (dim,), weight.double(), 1e-5) + bias.double()
+    assert np.abs(y - expected.numpy()).max() < 2e-5
