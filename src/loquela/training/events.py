@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Event", "Listener", "Note", "Preparing", "Sampled", "Saved", "Started", "Stepped", "Validated"]
+from loquela.training.log import Row
+from loquela.training.validation import Validation
+
+__all__ = ["Event", "Listener", "Logged", "Note", "Preparing", "Sampled", "Saved", "Started", "Stepped", "Validated"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,20 @@ class Stepped:
 
 
 @dataclass(frozen=True)
+class Logged:
+    """A row of loss.csv was written, `seconds` after the run began; the speed since the row before.
+
+    `mfu` is the share of what the hardware could compute that was spent on tokens, None where that is not known.
+    """
+
+    row: Row
+    seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    validation: Validation | None
+
+
+@dataclass(frozen=True)
 class Validated:
     """The whole held-out text was scored after update `step`; `best` when no validation before was better."""
 
@@ -77,5 +94,5 @@ class Saved:
     directory: Path
 
 
-Event = Note | Preparing | Started | Stepped | Validated | Sampled | Saved
+Event = Note | Preparing | Started | Stepped | Logged | Validated | Sampled | Saved
 Listener = Callable[[Event], None]

@@ -14,10 +14,13 @@ class Interruption:
     """A context in which a signal sets `requested` while `patient`, and otherwise raises `KeyboardInterrupt`.
 
     A run is patient while it has something to save. Outside the main thread, which alone receives signals, nothing
-    is changed.
+    is changed. A launcher such as torchrun passes on what a terminal has sent to all its processes already: where one
+    has `launched` this process, only the same signal twice is a second one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
+        self.launched = launched
+        self.first: int | None = None
         self.patient = False
         self.requested = False
         self._before: dict[signal.Signals, Any] = {}
@@ -35,6 +38,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if not self.patient or self.requested:
+        if not self.patient or (self.requested and not (self.launched and number != self.first)):
             raise KeyboardInterrupt
+        self.first = self.first or number
         self.requested = True

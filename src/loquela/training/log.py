@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
@@ -35,13 +35,24 @@ class Row:
 class LossLog:
     """loss.csv, cut back to the `size` that the checkpoint knows of and open for more."""
 
-    def __init__(self, file: Path, size: int) -> None:
+    def __init__(self, file: Path, size: int, *, writes: bool = True) -> None:
         self.file = file
-        with _storage(file):
-            self._stream = file.open("ab", buffering=0)
-            self.lost = self._stream.tell() < size
-            """Whether rows that the checkpoint knows of are gone."""
-            self._stream.truncate(min(size, self._stream.tell()))
+        self._stream: FileIO | None = None
+        """None on a rank that does not write."""
+        self.lost = False
+        """Whether rows that the checkpoint knows of are gone."""
+        if writes:
+            with _storage(file):
+                self._stream = file.open("ab", buffering=0)
+                self.lost = self._stream.tell() < size
+            self.cut(size)
+
+    def cut(self, size: int) -> None:
+        """Drop what comes after the first `size` bytes."""
+        if self._stream is None:
+            return
+        with _storage(self.file):
+            self._stream.truncate(min(size, self._stream.seek(0, os.SEEK_END)))
             if not self._stream.seek(0, os.SEEK_END):
                 self._write([f.name for f in fields(Row)])
 
@@ -51,31 +62,42 @@ class LossLog:
 
     def sync(self) -> int:
         """Put all rows on the disk; return the size of the file, for the checkpoint."""
+        if self._stream is None:
+            return 0
         with _storage(self.file):
             os.fsync(self._stream.fileno())
             return self._stream.tell()
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def _write(self, cells: list[str]) -> None:
-        _append(self.file, self._stream, cells)
+        if self._stream is not None:
+            _append(self.file, self._stream, cells)
 
 
 class Timing:
-    """timing.csv: `seconds` since the run began, those between sessions left out; the speed since the last row."""
+    """timing.csv: `seconds` since the run began, those between sessions left out; the speed since the last row.
 
-    def __init__(self, file: Path) -> None:
+    `mfu` is the share of what the hardware could compute at best that was spent on tokens, where that is known.
+    """
+
+    def __init__(self, file: Path, *, writes: bool = True) -> None:
         self.file = file
+        self._stream: FileIO | None = None
         before = 0.0
         with _storage(file):
             text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
             for row in csv.DictReader(text.splitlines()):
                 before = max(before, _number(row.get("seconds")))
-            self._stream = file.open("ab", buffering=0)
-            if not text:
-                _append(file, self._stream, ["step", "seconds", "tokens_per_second"])
+            if writes:
+                self._stream = file.open("ab", buffering=0)
+            if self._stream is None:
+                pass
+            elif not text:
+                _append(file, self._stream, ["step", "seconds", "tokens_per_second", "mfu"])
             elif not text.endswith("\n"):  # a kill has cut the last line
                 _append(file, self._stream, [])
         self._begin = time.perf_counter() - before
@@ -86,16 +108,25 @@ class Timing:
         """Seconds that the run has taken, all its sessions together."""
         return time.perf_counter() - self._begin
 
-    def write(self, step: int, tokens: int) -> None:
-        """Append a row; `tokens` were trained on in this session."""
+    def write(self, step: int, tokens: int, utilisation: Callable[[float], float | None]) -> float:
+        """Append a row; `tokens` were trained on in this session. Returns the tokens per second since the last row."""
         seconds, (last_seconds, last_tokens) = self.seconds, self._last
         speed = (tokens - last_tokens) / max(seconds - last_seconds, 1e-9)
-        _append(self.file, self._stream, [str(step), f"{seconds:.3f}", f"{speed:.0f}"])
+        mfu = utilisation(speed)
+        if self._stream is not None:
+            shown = "" if mfu is None else f"{mfu:.4f}"
+            _append(self.file, self._stream, [str(step), f"{seconds:.3f}", f"{speed:.0f}", shown])
         self._last = (seconds, tokens)
+        return speed
+
+    def restart(self) -> None:
+        """Count tokens from zero again."""
+        self._last = (self.seconds, 0)
 
     def close(self) -> None:
         """Close the file."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from loquela.checkpoint.tensors import StoredTensor
 from loquela.errors import MismatchError
 from loquela.layers.attention import MultiHeadAttention
 from loquela.models.base import Network
@@ -42,7 +43,7 @@ class Optimizer(Protocol):
         Those of a sliced weight are sliced as it is (`DTensor`).
         """
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor | StoredTensor]) -> None:
         """Take over what `state` returned, each tensor whole, by copying.
 
         Raises `MismatchError` when tensors are missing or misshapen.
@@ -64,7 +65,7 @@ class Optimizers:
         """Return the state of all parts."""
         return {name: tensor for part in self.parts for name, tensor in part.state().items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor | StoredTensor]) -> None:
         """Restore all parts; raises `MismatchError` when `state` is another optimizer's."""
         expected = self.state()
         wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
@@ -143,14 +144,15 @@ class AdamW:
             for key, tensor in self.inner.state[self.own[name]].items()
         }
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor | StoredTensor]) -> None:
         """Take over what `state` returned."""
         _copy(state, self.state())
 
 
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def _copy(source: Mapping[str, Tensor | StoredTensor], target: Mapping[str, Tensor]) -> None:
     for name, tensor in target.items():
-        local(tensor).copy_(take(source[name], tensor))
+        value = source[name]
+        local(tensor).copy_(take(value.read() if isinstance(value, StoredTensor) else value, tensor))
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class Muon:
         """Return the momentum of every matrix."""
         return {f"muon.{name}.momentum": alike(mean, self.parameters[name]) for name, mean in self.means.items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor | StoredTensor]) -> None:
         """Take over what `state` returned."""
         _copy(state, self.state())
 

@@ -19,7 +19,7 @@ from loquela.training.optimizers import Optimizers
 from loquela.training.precision import LossScale
 from loquela.training.ranks import ALONE, Ranks, local, rows_of
 
-__all__ = ["Loss", "Report", "summed_loss", "train_step"]
+__all__ = ["Loss", "Report", "on_device", "summed_loss", "train_step", "without_labels"]
 
 Loss = Callable[[Network, Batch, torch.dtype], Tensor]
 """The loss of a part of a batch, in nats, summed over its labels that are not -100 (a scalar)."""
@@ -130,10 +130,18 @@ def _parts(batch: Batch | Sequence[Batch], micro_batch: int, ranks: Ranks) -> It
         spare = batch[0].rows(slice(0, 1))
         parts += [spare.rows(slice(0, 0))] * (-(-len(batch) // ranks.world) - len(parts))
     for part in parts:
-        kept = part if len(part) else replace(spare, labels=torch.full_like(spare.labels, IGNORED))
-        yield kept if kept.labels.device == ranks.device else _on(kept, ranks.device)
+        yield on_device(part if len(part) else without_labels(spare), ranks.device)
 
 
-def _on(batch: Batch, device: torch.device) -> Batch:
+def without_labels(batch: Batch) -> Batch:
+    """Return one row of a batch without its labels: what a rank computes while others have more to do."""
+    row = batch.rows(slice(0, 1))
+    return replace(row, labels=torch.full_like(row.labels, IGNORED))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its tensors on `device`."""
+    if batch.labels.device == device:
+        return batch
     tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return replace(batch, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})

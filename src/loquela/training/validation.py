@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from loquela.data.batch import IGNORED, Batch
 from loquela.errors import DataError, NonFiniteError
 from loquela.generation.decode import evaluating
 from loquela.models.base import Network
-from loquela.training.step import summed_loss
+from loquela.training.layerwise import uncompiled
+from loquela.training.ranks import ALONE, Ranks
+from loquela.training.step import on_device, summed_loss, without_labels
 
 __all__ = ["Validation", "validate"]
 
@@ -36,19 +39,25 @@ def validate(
     *,
     dtype: torch.dtype = torch.float32,
     stopping: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> Validation | None:
     """Score every label of the `batches`, which stand for `n_bytes` of text; sums in float64.
+
+    Ranks take turns with the batches; each is given all of them and returns the result of all.
 
     Returns None when `stopping` says so before the end. Raises `DataError` when there is nothing to score,
     `NonFiniteError` when the loss is NaN or infinite.
     """
     nats, tokens = 0.0, 0
-    with evaluating(network):
-        for batch in batches:
+    turns = iter(batches)
+    with evaluating(network), uncompiled(network):
+        while turn := [*itertools.islice(turns, ranks.world)]:
             if stopping():
                 return None
-            nats += summed_loss(network, batch, dtype).item()
-            tokens += int((batch.labels != IGNORED).sum())
+            own = turn[ranks.rank] if ranks.rank < len(turn) else without_labels(turn[0])
+            nats += summed_loss(network, on_device(own, ranks.device), dtype).item()
+            tokens += sum(int((batch.labels != IGNORED).sum()) for batch in turn)
+    (nats,) = ranks.sum(nats)
     if not math.isfinite(nats):
         raise NonFiniteError(f"the loss on the held-out text must be a number, but is {nats}; lower learning_rate")
     if not tokens:
