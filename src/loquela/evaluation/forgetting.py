@@ -57,7 +57,7 @@ class Forgetting:
     before: float | None = None
     after: float | None = None
     delta: float | None = None
-    ci95: tuple[float, float] | None = None
+    ci95: list[float] | None = None
     noise: float | None = None
     probe: str | None = None
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -145,7 +145,7 @@ def score_texts(network: Network, texts: Sequence[ProbeText], *, batch_size: int
     return found
 
 
-def bits_per_byte(nats: Sequence[float] | Numbers, n_bytes: Sequence[int] | Numbers) -> float:
+def bits_per_byte(nats: Sequence[float] | Numbers, n_bytes: Sequence[float] | Numbers) -> float:
     """Return nats summed over items, as bits for each of their bytes."""
     return float(np.sum(nats) / math.log(2) / np.sum(n_bytes))
 
@@ -161,11 +161,11 @@ def noise_floor(nats: Sequence[float] | Numbers, n_bytes: Sequence[float] | Numb
 
 def change(
     before: Sequence[float] | Numbers, after: Sequence[float] | Numbers, n_bytes: Sequence[float] | Numbers
-) -> tuple[float, tuple[float, float]]:
+) -> tuple[float, list[float]]:
     """Return after minus before in bits per byte, and its 95 % interval; the items stay paired."""
     gaps = np.asarray(after, np.float64) - np.asarray(before, np.float64)
     low, high = np.quantile(_resampled(gaps, np.asarray(n_bytes), _SEED), (0.025, 0.975))
-    return bits_per_byte(gaps, n_bytes), (float(low), float(high))
+    return bits_per_byte(gaps, n_bytes), [float(low), float(high)]
 
 
 def _resampled(nats: Numbers, n_bytes: Numbers, seed: int) -> Numbers:

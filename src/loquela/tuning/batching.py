@@ -16,6 +16,8 @@ __all__ = ["Assembler", "Order", "shares"]
 
 ENOUGH = 256
 """Positions that are enough to keep the processor busy: a group of samples is not cut smaller than that."""
+PACKED = 512
+"""Width of a packed row: its attention costs the square, most of it between samples that do not see each other."""
 WASTE = 0.1
 """Share of a batch that may be filling before it is cut."""
 
@@ -83,7 +85,8 @@ class Assembler:
     def __init__(self, network: Network, *, at_most: int, limit: int, packing: bool) -> None:
         self.at_most, self.limit = at_most, limit
         self.looks_ahead = network.kind == "encoder"
-        self.packs = packing and "segments" in inspect.signature(type(network).hidden).parameters
+        plain = getattr(type(network), "undressed", type(network))  # adapters pass on what they do not know
+        self.packs = packing and "segments" in inspect.signature(plain.hidden).parameters
 
     def batches(self, samples: Sequence[Sample]) -> list[Batch]:
         """Return all samples in batches of at most `at_most`; the order inside does not matter to the sum of losses."""
@@ -118,7 +121,9 @@ class Assembler:
         """Return the samples in rows that hold several, numbered by `segments`; else as `batches`."""
         if not self.packs or samples[0].source is not None or self.looks_ahead or len(samples) == 1:
             return self.batches(samples)
-        rows = [_packed_row([samples[i] for i in row]) for row in _rows([len(s.inputs) for s in samples], self.limit)]
+        lengths = [len(sample.inputs) for sample in samples]
+        width = min(self.limit, max(PACKED, *lengths))
+        rows = [_packed_row([samples[i] for i in row]) for row in _rows(lengths, width)]
         return self.batches(rows)
 
 

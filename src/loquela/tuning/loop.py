@@ -38,7 +38,9 @@ __all__ = ["Tuning", "optimizer_for", "steps_of"]
 _GOLDEN = 0x9E37_79B9_7F4A_7C15
 PULL = 0.1
 """The first strength of the pull towards the base, where max_forget is given."""
-PATIENCE = 3
+SLOWER = 0.3
+"""What the learning rate is multiplied by when the budget is broken."""
+PATIENCE = 4
 """How often the budget may be broken before the run ends with the best model inside."""
 
 
@@ -204,7 +206,8 @@ class Tuning:
 
     def _factor(self, step: int) -> float:
         recipe = self.recipe
-        return rate(recipe.lr_scheduler_type, step, self.steps, round(recipe.warmup_ratio * self.steps))
+        factor = rate(recipe.lr_scheduler_type, step, self.steps, round(recipe.warmup_ratio * self.steps))
+        return self.progress.pace * factor
 
     def _started(self) -> Started:
         train, held = self.prepared.train, self.prepared.held
@@ -260,9 +263,10 @@ class Tuning:
         if lost > budget:
             progress.broken += 1
             progress.strength *= 4
+            progress.pace *= SLOWER
             self.subject.restore(self.best)
             self.optimizer.restore({name: torch.zeros_like(tensor) for name, tensor in self.optimizer.state().items()})
-            way = f"back to the weights of step {progress.best_step}, with a pull of {progress.strength:g}"
+            way = f"back to step {progress.best_step}, with a pull of {progress.strength:g} and smaller steps"
             if progress.broken >= PATIENCE and progress.step < self.steps:
                 progress.ended = f"the budget of forgetting was broken {progress.broken} times"
                 way = f"the run ends with the weights of step {progress.best_step}"

@@ -38,8 +38,10 @@ __all__ = ["OWN", "Probes", "probes_for"]
 Numbers = npt.NDArray[np.float64]
 OWN = "own text"
 """The name of the probe that the base writes."""
-LENGTH = 48
-"""Tokens of one text of a probe."""
+LENGTH = 32
+"""Tokens of one text of a probe, at most: many short ones tell more surely what changed than a few long ones."""
+LEAST = 8
+"""Texts that the base writes at least: how much of a change is noise is told by how they differ."""
 AT_MOST = 64
 """Items of one probe."""
 _ROWS = 4
@@ -137,6 +139,7 @@ def probes_for(
     """Make the probes of a recipe; raises `DataError` and `UsageError` for files that cannot be used."""
     probes = Probes(subject, assembler)
     kind = subject.network.kind
+    length = max(2, min(LENGTH, subject.room - 1, recipe.probe_tokens // LEAST))
     with subject.untuned() as base:
         if kind == "encoder":
             probes.similar = list(held)[:AT_MOST]
@@ -148,13 +151,13 @@ def probes_for(
         if kind == "decoder" and not recipe.probe:
             say(f"the base writes {recipe.probe_tokens} tokens, to see later what it has forgotten")
             probes.texts[OWN] = own_texts(
-                base, subject.tokenizer, tokens=recipe.probe_tokens, length=LENGTH, seed=recipe.seed
+                base, subject.tokenizer, tokens=recipe.probe_tokens, length=length, seed=recipe.seed
             )
         if recipe.max_forget is not None and not probes.anchors:
             if kind != "decoder":
                 raise UsageError("max_forget needs a model that writes from left to right, but this is an " + kind)
             probes.anchors = own_texts(
-                base, subject.tokenizer, tokens=recipe.probe_tokens, length=LENGTH, seed=recipe.seed + 1
+                base, subject.tokenizer, tokens=recipe.probe_tokens, length=length, seed=recipe.seed + 1
             )
     if not probes.texts and not probes.items:
         say("forgetting is not measured: this model has no text of its own to be probed with; give --probe FILE")
@@ -176,7 +179,9 @@ def _read(file: str, recipe: TuneRecipe, subject: Subject, probes: Probes, say: 
             part
             for row in examples.rows[: 2 * AT_MOST]
             if isinstance(row.meaning, Text)
-            for part in texts_of(subject.tokenizer, row.meaning.text, length=LENGTH, at_most=per_row)
+            for part in texts_of(
+                subject.tokenizer, row.meaning.text, length=min(LENGTH, subject.room - 1), at_most=per_row
+            )
         ]
         if len(cut) < 2:
             raise DataError(f"the probe {file} must have at least two stretches of text, but has {len(cut)}")

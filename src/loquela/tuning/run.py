@@ -137,7 +137,7 @@ def _assembled(
         subject.network,
         at_most=recipe.per_device_train_batch_size,
         limit=recipe.max_seq_length or subject.room,
-        packing=recipe.packing,
+        packing=recipe.packing and subject.room == subject.network.context_length,  # soft prompts stand before a row
     )
     probes = probes_for(recipe, subject, scoring, prepared.held, say)
     before = _score_base(recipe, subject, prepared, probes, scoring)
@@ -178,7 +178,7 @@ def _finish(run: Tuning, say: Callable[[str], None]) -> TuneResult:
         nats, tokens = run.probes.score()
         assert after is not None
         forgetting = run.probes.account(nats, [Stage(**stage) for stage in progress.stages])
-        forgetting.stages.append(run.probes.stage(progress.step, nats))
+        forgetting.stages.append(run.probes.stage(kept, nats))
         _compare_states(run, forgetting)
     verdict = judge(run.prepared, run.before, after, forgetting)
     size = sum(p.numel() * p.element_size() for p in subject.parameters.values())

@@ -44,6 +44,8 @@ class Progress:
     best_step: int = 0
     strength: float = 0.0
     """Of the pull towards the base."""
+    pace: float = 1.0
+    """What the learning rate is multiplied by since the budget of forgetting was broken."""
     broken: int = 0
     """How often the budget of forgetting was broken."""
     ended: str | None = None

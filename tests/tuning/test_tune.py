@@ -1,0 +1,235 @@
+"""Tuning from the rows to the result, by every method, on models that learn in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import loquela
+from loquela.checkpoint.store import load_model
+from loquela.checkpoint.tensors import read_tensors
+from loquela.errors import DataError, DirectoryInUseError, LoquelaError, MismatchError, RecipeError
+from loquela.peft import wearing
+from loquela.training.events import Note, Stepped
+from loquela.tuning.recipe import METHODS, TuneRecipe
+from loquela.tuning.run import TuneResult, tune
+from loquela.tuning.subject import open_adapter
+
+Write = Callable[..., Path]
+QUICK: dict[str, Any] = {"max_steps": 24, "per_device_train_batch_size": 8, "probe_tokens": 60, "eval_steps": 12}
+RATES = {"full": 0.01, "selective": 0.02, "lora": 0.02, "adapter": 0.02, "ia3": 0.1, "prompt": 0.1, "prefix": 0.1}
+
+
+def run(model: Path, data: Path, output: Path, **more: Any) -> TuneResult:
+    return tune({"model": str(model), "data": str(data), "output_dir": str(output), **QUICK, **more})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_leaves_the_base_alone(decoder: Path, pairs: Path, tmp_path: Path, method: str) -> None:
+    before = {name: t.read().clone() for name, t in read_tensors(decoder / "model.safetensors").items()}
+    result = run(decoder, pairs, tmp_path / "out", method=method, learning_rate=RATES[method])
+    assert result.val_loss < 0.8 * result.metrics["before"]["loss"]
+    assert all(torch.equal(before[name], t.read()) for name, t in read_tensors(decoder / "model.safetensors").items())
+    trained = result.parameters if method == "full" else result.trainable_parameters
+    assert trained == result.trainable_parameters
+    assert (result.adapter is None) == (method == "full")
+
+    base = load_model(result.model)
+    network = base.network
+    if result.adapter is not None:
+        network = open_adapter(network, base.tokenizer, result.adapter, "x")
+    with wearing(network, "x" if result.adapter else None), torch.no_grad():
+        logits = network(torch.tensor([[5, 6, 7]]))
+    with torch.no_grad():
+        plain = load_model(decoder).network(torch.tensor([[5, 6, 7]]))
+    assert not torch.allclose(logits, plain)
+
+
+def test_the_result_has_the_keys_of_the_convention(decoder: Path, pairs: Path, tmp_path: Path) -> None:
+    result = run(decoder, pairs, tmp_path / "out").as_dict()
+    named = """model train_loss val_loss val_bits_per_byte val_tokens tokens seconds tokens_per_second steps parameters
+    method trainable_parameters adapter metrics forgetting peak_memory_bytes"""
+    assert set(named.split()) <= result.keys()
+    assert {"before", "after", "delta", "tasks"} <= result["forgetting"].keys()
+    assert result["forgetting"]["after"] - result["forgetting"]["before"] == pytest.approx(
+        result["forgetting"]["delta"], abs=1e-9
+    )
+    assert json.loads((tmp_path / "out" / "tune_results.json").read_text()) == result
+    evidence = {p.name for p in (tmp_path / "out" / "evidence").iterdir()}
+    assert evidence == {"held_out.csv", "probe.csv", "probe_tokens.json", "curves.json", "forgetting.html"}
+
+
+def test_the_tuned_model_answers_and_stops(decoder: Path, rows: Write, tmp_path: Path) -> None:
+    data = rows([{"instruction": "Say.", "input": "", "output": "red"}] * 30)
+    result = run(decoder, data, tmp_path / "out", method="full", learning_rate=0.01, max_steps=40)
+    model = loquela.load(result.model)
+    from loquela.text.chat import render
+
+    assert model.tokenizer.chat_template is not None
+    ids = render([{"role": "user", "content": "Say."}], model.tokenizer.chat_template, model.tokenizer)
+    pieces = list(model.stream(ids, max_new_tokens=20, temperature=0.0))
+    assert "".join(piece.text for piece in pieces) == "red"
+    assert pieces[-1].finish_reason == "stop"
+
+
+def test_texts_with_labels_make_an_encoder_a_classifier(encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.tsv"
+    data.write_text("cat cat\tgood\ndog dog\tbad\n" * 20 + "cat dog cat\tgood\ndog cat dog\tbad\n" * 10)
+    for method in ("lora", "full"):
+        result = run(encoder, data, tmp_path / method, method=method, learning_rate=0.01, max_steps=40)
+        assert result.metrics["accuracy"] == 1.0
+        assert result.metrics["macro_f1"] == 1.0
+        assert result.val_bits_per_byte is None
+        assert 0.0 < result.forgetting["similarity"] <= 1.0
+        loaded = load_model(result.model)
+        network = loaded.network
+        if result.adapter is not None:
+            network = open_adapter(network, loaded.tokenizer, result.adapter, "x")
+        assert loaded.tokenizer is not None
+        assert network.labels == ("bad", "good")  # type: ignore[attr-defined]
+        ids = torch.tensor([loaded.tokenizer.encode("cat cat")])
+        with wearing(network, "x" if result.adapter else None), torch.no_grad():
+            assert network(ids).argmax(-1).item() == 1
+
+
+def test_an_encoder_decoder_learns_to_translate(encoder_decoder: Path, rows: Write, tmp_path: Path) -> None:
+    data = rows([{"source": source, "target": target} for source, target in [("cat", "red"), ("dog", "blue")] * 20])
+    result = run(encoder_decoder, data, tmp_path / "out", learning_rate=0.03, max_steps=60)
+    assert result.metrics["exact_match"] == 1.0
+    assert result.forgetting["delta"] is None
+
+
+def test_preferences_are_learnt_against_the_base_under_the_adapter(decoder: Path, rows: Write, tmp_path: Path) -> None:
+    row = {"prompt": "cat", "chosen": "red one", "rejected": "blue two"}
+    for method in ("lora", "full"):
+        result = run(decoder, rows([row] * 20), tmp_path / method, method=method, learning_rate=0.01)
+        assert result.metrics["before"]["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2: no preference yet
+        assert result.metrics["preference_accuracy"] == 1.0
+        assert result.val_loss < 0.5
+
+
+def test_several_tasks_are_mixed_and_told_apart(decoder: Path, rows: Write, tmp_path: Path) -> None:
+    first = rows([{"prompt": "cat", "completion": "red"}] * 30, "colours.jsonl")
+    second = rows([{"text": f"dog {n}", "label": n} for n in ("one", "two")] * 6, "labels.jsonl")
+    tasks = [{"data": str(first), "weight": 1.0}, {"data": str(second), "weight": 3.0, "template": "{text}:"}]
+    result = tune(
+        {"model": str(decoder), "data": tasks, "output_dir": str(tmp_path / "out"), "learning_rate": 0.03}
+        | QUICK
+        | {"max_steps": 48, "eval_steps": 24}
+    )
+    assert result.metrics["tasks"].keys() == {"colours", "labels"}
+    assert {found["exact_match"] for found in result.metrics["tasks"].values()} == {1.0}
+    curves = json.loads((tmp_path / "out" / "evidence" / "curves.json").read_text())["tasks"]
+    assert [row["step"] for row in curves] == [0, 24, 48]
+    assert curves[0]["tasks"]["labels"]["loss"] > curves[-1]["tasks"]["labels"]["loss"]
+
+
+class Stopper:
+    """Sends SIGINT to this process after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.notes = step, list[str]()
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Stepped) and event.step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+        if isinstance(event, Note):
+            self.notes.append(event.message)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("more", [{}, {"max_forget": 0.05}], ids=["free", "budget"])
+def test_an_interrupted_tuning_ends_with_the_same_bits(
+    decoder: Path, pairs: Path, tmp_path: Path, method: str, more: dict[str, Any]
+) -> None:
+    settings = {"lora_dropout": 0.2} if method == "lora" else {}
+    recipe = {"model": str(decoder), "data": str(pairs), "method": method, "settings": settings, **QUICK, **more}
+    recipe |= {"learning_rate": 0.02, "save_steps": 5, "eval_steps": 4, "max_steps": 12}
+    whole = tune(recipe | {"output_dir": str(tmp_path / "whole")})
+    for step in (3, 9):
+        with pytest.raises(KeyboardInterrupt):
+            tune(recipe | {"output_dir": str(tmp_path / "cut")}, on_event=Stopper(step))
+    told = Stopper(0)
+    cut = tune(recipe | {"output_dir": str(tmp_path / "cut")}, on_event=told)
+    assert "going on from checkpoint-9" in told.notes
+    same = "val_loss train_loss metrics forgetting verdict tokens best_step".split()
+    assert {key: getattr(cut, key) for key in same} == {key: getattr(whole, key) for key in same}
+    for name in ("loss.csv", "model.safetensors" if method == "full" else "adapter_model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "cut").glob("checkpoint-*"))
+    again = tune(recipe | {"output_dir": str(tmp_path / "cut")})
+    assert again == cut
+
+
+def test_a_directory_belongs_to_one_recipe_and_its_rows(decoder: Path, pairs: Path, tmp_path: Path) -> None:
+    run(decoder, pairs, tmp_path / "out", max_steps=1)
+    with pytest.raises(DirectoryInUseError, match=r"another recipe \(method: default → full"):
+        run(decoder, pairs, tmp_path / "out", max_steps=1, method="full")
+    with pairs.open("a") as file:
+        file.write('{"prompt": "cat", "completion": "dog"}\n')
+    with pytest.raises(DirectoryInUseError, match="has changed since"):
+        run(decoder, pairs, tmp_path / "out", max_steps=1)
+    run(decoder, pairs, tmp_path / "out", max_steps=2, overwrite_output_dir=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("x")
+    with pytest.raises(DirectoryInUseError, match=r"mine\.txt"):
+        run(decoder, pairs, tmp_path / "other")
+
+
+def test_an_adapter_for_another_base_is_refused(
+    decoder: Path, encoder_decoder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    result = run(decoder, pairs, tmp_path / "out", max_steps=1)
+    assert result.adapter is not None
+    with pytest.raises(LoquelaError):
+        open_adapter(load_model(encoder_decoder).network, None, result.adapter, "x")
+
+
+def test_a_classifier_s_adapter_needs_an_encoder(decoder: Path, encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.tsv"
+    data.write_text("cat\tgood\ndog\tbad\n" * 6)
+    result = run(encoder, data, tmp_path / "out", max_steps=1)
+    assert result.adapter is not None
+    with pytest.raises(MismatchError, match="labels texts, but the base is a llama"):
+        open_adapter(load_model(decoder).network, None, result.adapter, "x")
+
+
+@pytest.mark.parametrize(
+    ("rows_given", "reason"),
+    [
+        ([{"prompt": "cat", "completion": ""}] * 2, "2 of 2 rows cannot be used"),
+        ([{"prompt": "cat", "completion": "red"}], "at least two rows"),
+        ([{"text": "cat", "label": "a"}] * 4, "at least two labels"),
+        ([{"text": f"cat {i}", "label": str(i)} for i in range(6)], "labels must come again"),
+    ],
+)
+def test_rows_that_teach_nothing_are_refused(
+    decoder: Path, rows: Write, tmp_path: Path, rows_given: list[Any], reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        run(decoder, rows(rows_given), tmp_path / "out")
+
+
+def test_recipes_are_checked_to_the_last_key(pairs: Path) -> None:
+    base = {"model": "m", "data": str(pairs), "output_dir": "o"}
+    assert TuneRecipe.load(base, ["r=16", "learning_rate=0.1"]).settings == {"r": 16}
+    assert TuneRecipe.load(base, ["target_modules=q_proj,v_proj"]).settings == {"target_modules": ["q_proj", "v_proj"]}
+    assert TuneRecipe.load(base | {"method": "selective"}, ["tune=norms"]).settings == {"tune": ["norms"]}
+    for change, reason in [
+        ("lerning_rate=1", "did you mean 'learning_rate'"),
+        ("num_virtual_tokens=4", "settings of the method: .*lora_alpha"),
+        ("method=lorra", "did you mean 'lora'"),
+        ("format=alpacca", "did you mean 'alpaca'"),
+        ("max_steps=0", "max_steps: "),
+    ]:
+        with pytest.raises(RecipeError, match=reason):
+            TuneRecipe.load(base, [change])
+    again = TuneRecipe.load(base, ["r=16"])
+    assert TuneRecipe.load(json.loads(json.dumps(again.model_dump()))).differences(again) == []
