@@ -26,6 +26,7 @@ VERBS = {
     "inspect": "Look inside: attention, next token, embeddings, logit lens, anatomy and more, as figures or data.",
     "serve": "Serve a model and its adapters in OpenAI's API, with the playground.",
     "play": "Open the playground in the browser.",
+    "merge": "Fold adapters into a model's weights, or take one out again, with a proof.",
     "convert": "Convert a checkpoint, with a proof that both give the same logits.",
     "size": "Parameters by part, and the memory to run, tune and train.",
 }

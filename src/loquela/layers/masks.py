@@ -26,7 +26,7 @@ def causal_mask(
 ) -> Tensor:
     """Return the mask of the last `queries` of `keys` positions; (queries, keys), or (batch, 1, queries, keys).
 
-    A query sees itself and what came before it; with `window`, only the last `window` positions, itself included.
+    A query sees itself and what came before it; with `window`, only the last `window` tokens, itself included.
     `padding` (batch, keys) is True where a token is real. A query always sees itself, so that no row of the
     softmax is empty; what a padded position computes is never used. With `segments` (batch, keys), the number of each
     token's document, a query sees its own document only.
@@ -34,8 +34,11 @@ def causal_mask(
     query = torch.arange(keys - queries, keys, device=device)[:, None]
     key = torch.arange(keys, device=device)[None]
     mask = key <= query
-    if window is not None:
+    if window is not None and padding is None:
         mask &= key > query - window
+    elif window is not None and padding is not None:  # padding may stand between real tokens, and is no distance
+        count = padding.long().cumsum(-1)  # (batch, keys)
+        mask = mask & (count[:, None, :] > count[:, keys - queries :, None] - window)
     if segments is not None:
         mask = mask & (segments[:, keys - queries :, None] == segments[:, None, :])
     if padding is not None:

@@ -28,7 +28,7 @@ from loquela.peft.draw import Draw
 __all__ = ["METHODS", "Adapter", "AdapterConfig", "Part", "Virtual", "config_for", "config_from_dict", "method"]
 
 _SHARED = frozenset(
-    "attaching base combining draw fitting frozen merging saved soft storing targets virtual wardrobe worn".split()
+    "attaching base draw folding frozen merging patterns saved storing targets virtual wardrobe worn".split()
 )
 METHODS: tuple[str, ...] = tuple(
     sorted(m.name for m in pkgutil.iter_modules(importlib.import_module("loquela.peft").__path__))
@@ -156,6 +156,10 @@ class Part:
         `weight` scales what is added. Raises `UsageError` where no tensors of the base can do that.
         """
         raise UsageError(f"{type(self).__name__} computes what no weights of the base can: it cannot be merged")
+
+    def unmerged(self, layer: Any, weight: float) -> dict[str, Tensor]:
+        """Return what `merged` was given, from what it gave; raises `UsageError` where that cannot be known."""
+        raise UsageError(f"what {type(self).__name__} replaced is not in the merged weights: take the base itself")
 
 
 class Virtual(ABC):

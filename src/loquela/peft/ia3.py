@@ -57,7 +57,14 @@ class IA3(Part):
 
     def merged(self, layer: Any, weight: float) -> dict[str, Tensor]:
         """Rows or columns of W multiplied, and the bias with the rows."""
+        return self._multiplied(layer, 1 + weight * (self.tensors["ia3_l"] - 1))
+
+    def unmerged(self, layer: Any, weight: float) -> dict[str, Tensor]:
+        """Rows or columns of W divided; a factor of zero cannot be."""
         factors = 1 + weight * (self.tensors["ia3_l"] - 1)
+        return super().unmerged(layer, weight) if bool((factors == 0).any()) else self._multiplied(layer, 1 / factors)
+
+    def _multiplied(self, layer: Any, factors: Tensor) -> dict[str, Tensor]:
         values = {"weight": (layer.weight.detach() * factors).to(layer.weight.dtype)}
         if layer.bias is not None and not self.inputs:
             values["bias"] = (layer.bias.detach() * factors[:, 0]).to(layer.bias.dtype)

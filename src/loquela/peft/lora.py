@@ -156,6 +156,10 @@ class LoRA(Part):
             values["bias"] = layer.bias.detach() + (weight * self.scaling * self.bias).to(old.dtype)
         return values
 
+    def unmerged(self, layer: Any, weight: float) -> dict[str, Tensor]:
+        """W - s B A; with DoRA the old lengths are lost."""
+        return super().unmerged(layer, weight) if self.magnitude is not None else self.merged(layer, -weight)
+
 
 class EmbeddingLoRA(Part):
     """What LoRA adds to an embedding."""
@@ -183,6 +187,10 @@ class EmbeddingLoRA(Part):
         """E + s (B A)ᵀ."""
         old: Tensor = layer.weight.detach()
         return {"weight": old + (weight * self.scaling * (self.b @ self.a).t()).to(old.dtype)}
+
+    def unmerged(self, layer: Any, weight: float) -> dict[str, Tensor]:
+        """E - s (B A)ᵀ."""
+        return self.merged(layer, -weight)
 
 
 def make(network: Network, config: LoRAConfig, draw: Draw) -> tuple[LoRAConfig, dict[str, Part], dict[str, str]]:

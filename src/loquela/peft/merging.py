@@ -5,7 +5,7 @@ What a merge replaces is kept, so that `unmerge` gives the base back to the last
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,11 +15,11 @@ from loquela.errors import UsageError
 from loquela.layers.quantized import QuantizedLinear
 from loquela.models.base import Network
 from loquela.peft.attaching import adapter_of, adapters, put_on
-from loquela.peft.base import Adapter
+from loquela.peft.base import Adapter, Part
 from loquela.peft.lora import LoRA, LoRAConfig
 from loquela.peft.wardrobe import wardrobe_of
 
-__all__ = ["combine", "merge", "unmerge"]
+__all__ = ["combine", "merge", "subtract", "unmerge"]
 
 How = Literal["weighted", "ties"]
 
@@ -31,40 +31,54 @@ def merge(network: Network, name: str, weight: float = 1.0) -> None:
     that no weights of the base can stand for (bottleneck adapters, soft prompts), for a base that is quantised, and for
     a weight that is tied to a layer which does not wear the adapter.
     """
-    adapter, wardrobe = adapter_of(network, name), wardrobe_of(network)
-    assert wardrobe is not None
-    if wardrobe.worn is not None:
-        raise UsageError("an adapter can be merged while nothing is worn: leave the block of `wearing` first")
-    if name in wardrobe.merged:
+    wardrobe = wardrobe_of(network)
+    if wardrobe is not None and name in wardrobe.merged:
         raise UsageError(f"an adapter can be merged once, but {name!r} is merged already: unmerge it first")
+    old = _replace(network, name, lambda part, layer: part.merged(layer, weight))
+    assert wardrobe is not None
+    wardrobe.merged[name] = old
+
+
+def subtract(network: Network, name: str, weight: float = 1.0) -> None:
+    """Take an adapter out of weights that it was merged into elsewhere, as far as rounding allows.
+
+    Raises `UsageError` for what cannot be computed from merged weights: DoRA's lengths, tensors replaced whole.
+    """
+    _replace(network, name, lambda part, layer: part.unmerged(layer, weight))
+
+
+def _replace(
+    network: Network, name: str, values: Callable[[Part, Any], dict[str, Tensor]]
+) -> dict[str, dict[str, Tensor]]:
+    """Put new values into the layers of an adapter; returns the old ones, by layer and tensor."""
+    adapter, wardrobe = adapter_of(network, name), wardrobe_of(network)
+    if wardrobe is not None and wardrobe.worn is not None:
+        raise UsageError("an adapter can be merged while nothing is worn: leave the block of `wearing` first")
     if adapter.virtual is not None:
         raise UsageError(
             f"a soft prompt stands before the text and cannot be merged into weights: keep {name!r} as an adapter"
         )
     modules = dict(network.named_modules())
-    places = _places(network)
-    new: dict[tuple[str, str], Tensor] = {}
+    if any(isinstance(modules[layer], QuantizedLinear) for layer in adapter.parts):
+        raise UsageError("an adapter is merged into a base with full weights: load it without quantising")
     with torch.no_grad():
-        for layer, part in adapter.parts.items():
-            if isinstance(modules[layer], QuantizedLinear):
-                raise UsageError("an adapter is merged into a base with full weights: load it without quantising")
-            for leaf, value in part.merged(modules[layer], weight).items():
-                new[layer, leaf] = value
+        each = {layer: values(part, modules[layer]) for layer, part in adapter.parts.items()}
+    new = {(layer, leaf): value for layer, leaves in each.items() for leaf, value in leaves.items()}
+    places = _places(network)
     for layer, leaf in new:
         for other in places[id(getattr(modules[layer], leaf))]:
             if other not in new or not torch.equal(new[other], new[layer, leaf]):
                 raise UsageError(
-                    f"{'.'.join((layer, leaf))} is tied to {'.'.join(other)}, where {name!r} changes nothing: keep it "
-                    "as an adapter, or untie them (tie_word_embeddings)"
+                    f"{layer}.{leaf} is tied to {'.'.join(other)}, where {name!r} changes nothing: keep it as an "
+                    "adapter, or untie them (tie_word_embeddings)"
                 )
     old: dict[str, dict[str, Tensor]] = {}
     with torch.no_grad():
         for layer, leaf in new:
-            parameter = getattr(modules[layer], leaf)
-            old.setdefault(layer, {})[leaf] = parameter.detach().clone()
+            old.setdefault(layer, {})[leaf] = getattr(modules[layer], leaf).detach().clone()
         for (layer, leaf), value in new.items():
             getattr(modules[layer], leaf).copy_(value)
-    wardrobe.merged[name] = old
+    return old
 
 
 def unmerge(network: Network, name: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from loquela.errors import ConfigError, UsageError, nearest
 from loquela.layers.block import Block
+from loquela.layers.positions import RelativeBias
 from loquela.models.base import Network
 from loquela.peft.base import AdapterConfig, Part
 from loquela.peft.draw import Draw
@@ -34,7 +35,10 @@ def _inside(half: str) -> Callable[[Network, str, Any], bool]:
 
 
 KINDS: dict[str, Callable[[Network, str, Any], bool]] = {
-    "embeddings": lambda network, name, module: isinstance(module, nn.Embedding),
+    "embeddings": lambda network, name, module: (
+        isinstance(module, nn.Embedding)
+        and not isinstance(network.get_submodule(name.rpartition(".")[0]), RelativeBias)
+    ),
     "attention": lambda network, name, module: (
         _inside("attention")(network, name, module) or _inside("cross")(network, name, module)
     ),

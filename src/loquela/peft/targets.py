@@ -56,7 +56,7 @@ def chosen(
     """Return the layers that `config` chooses: names in code → names on disk.
 
     `target_modules` is a list (whole names, or ends of them after a dot), a regular expression for the whole name, or
-    "all-linear": every matrix but the head and those inside a mixture's experts. Without it, those whose names in code
+    "all-linear": every matrix but the head and a mixture's router and experts. Without it, those whose names in code
     end like one of `default`. Raises `UsageError` when no layer is chosen.
     """
     modules, names = dict(network.named_modules()), disk_names(network)
@@ -67,12 +67,12 @@ def chosen(
     if targets is None:
         found = [name for name in fit if any(name.endswith(f".{end}") for end in default)]
     elif isinstance(targets, str) and targets.lower() == "all-linear":
-        inside = _inside(network, MixtureOfExperts)
+        inside = _of_mixtures(network)
         found = [
             name
             for name in fit
             if isinstance(modules[name], nn.Linear)
-            and not name.startswith(tuple(f"{mixture}." for mixture in inside))
+            and not f"{name}.".startswith(tuple(f"{part}." for part in inside))
             and not (name in HEADS or name.rpartition(".")[0] in HEADS[2:])
         ]
     else:
@@ -130,7 +130,11 @@ def suffixes(network: Network, picked: Mapping[str, str], kinds: tuple[type[nn.M
 
 def shared_by_rows(network: Network) -> list[str]:
     """Return the names in code of modules whose inputs do not begin with the rows of a batch."""
-    return [name for kind in (RelativeBias, MixtureOfExperts, nn.RNNBase) for name in _inside(network, kind)]
+    return _inside(network, RelativeBias) + _inside(network, nn.RNNBase) + _of_mixtures(network)
+
+
+def _of_mixtures(network: Network) -> list[str]:
+    return [f"{name}.{part}" for name in _inside(network, MixtureOfExperts) for part in ("experts", "router")]
 
 
 def ends_with(disk: str, targets: Sequence[str]) -> bool:
@@ -144,8 +148,7 @@ def matches(targets: list[str] | str, disk: str) -> bool:
 
 
 def _inside(network: Network, kind: type[nn.Module]) -> list[str]:
-    places = [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
-    return [f"{name}.experts" if isinstance(module, MixtureOfExperts) else name for name, module in places]
+    return [name for name, module in network.named_modules() if isinstance(module, kind)]
 
 
 def _fullmatch(pattern: str, text: str) -> bool:

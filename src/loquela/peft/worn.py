@@ -43,6 +43,10 @@ class DressedNetwork:
         soft, network = self._soft(len(tokens)), cast(Network, self)
         if network.kind == "encoder" and soft is not None:
             return self._read(soft, tokens, padding, cache=cache, **kw)[0][:, soft.length :]
+        if soft is not None and kw.get("segments") is not None:
+            raise UsageError(
+                "documents side by side in a row cannot each begin with a soft prompt: give them a row each"
+            )
         if network.kind == "decoder":
             cache, padding = self._begun(soft, tokens, cache, padding)
         return super().hidden(tokens, cache=cache, padding=padding, **kw)  # type: ignore[misc, no-any-return]
