@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from loquela.engine.scheduler import Limits, Scheduler
+from loquela.engine.scheduler import Scheduler
+from loquela.engine.terms import Limits
 from loquela.models.base import Network, architecture
 from loquela.text.tokenizer import Tokenizer
 

@@ -108,4 +108,4 @@ def start() -> Iterator[Callable[..., Running]]:
 
 @pytest.fixture(scope="session")
 def server(start: Callable[..., Running], model_directory: Path) -> Running:
-    return start(model_directory)
+    return start(model_directory, engine="torch")  # whose texts are the library's, to the last bit

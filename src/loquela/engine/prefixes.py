@@ -94,6 +94,8 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def bytes_held(thing: Any) -> int:
     """Return the bytes of all tensors and arrays in a cache, spare room included."""
+    if isinstance(own := getattr(thing, "bytes", None), int):
+        return own
     if isinstance(thing, torch.Tensor):
         return thing.numel() * thing.element_size()
     if isinstance(thing, np.ndarray):

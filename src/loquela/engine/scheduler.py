@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -25,11 +24,12 @@ from torch import Tensor
 from loquela.engine.prefixes import Prefixes
 from loquela.engine.requests import Ended, Event, Failed, Request, Scored, Scores, Ticket, Written
 from loquela.engine.rows import Rows, Wear
+from loquela.engine.terms import Limits, Terms
 from loquela.engine.turns import Turns
 from loquela.engine.work import Reading, Writing, bytes_per_position, do
 from loquela.errors import BusyError, LoquelaError, UnavailableError, UsageError
 from loquela.generation.completion import PieceMaker, alternatives
-from loquela.generation.decode import CHUNK, Writer, check_room, log_probability, spans
+from loquela.generation.decode import CHUNK, Writer, log_probability, spans
 from loquela.generation.rules import Logits
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -41,32 +41,28 @@ T = TypeVar("T")
 _CLOSING = "the server is closing: try again later"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one network serves at once."""
-
-    slots: int = 16
-    """Texts that are written at the same time."""
-    queue: int = 64
-    """Requests that may wait."""
-    cache_bytes: int = 2**30
-    """Memory for the caches of all requests, and for beginnings of prompts that are kept."""
-
-
 class Scheduler:
     """Serves one network; `submit` may be called from any thread, `close` ends it.
 
-    `wear` lets the network wear an adapter by name. Raises `UsageError` from `submit` for what can never be served,
+    `wear` lets the network wear an adapter by name (see `know`); `compiled` is its compiled form, if it has one. Raises
+    `UsageError` from `submit` for what can never be served,
     `BusyError` when too many wait, `UnavailableError` once it is closing.
     """
 
     def __init__(
-        self, network: Network, tokenizer: Tokenizer, limits: Limits | None = None, *, wear: Wear | None = None
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        limits: Limits | None = None,
+        *,
+        wear: Wear | None = None,
+        compiled: Network | None = None,
     ) -> None:
         self.network, self.tokenizer, self.limits = network, tokenizer, limits or Limits()
-        self._rows = Rows(network, wear)
+        self._rows = Rows(network, wear, compiled)
         self._prefixes = Prefixes(self.limits.cache_bytes // 2)
-        self._price = bytes_per_position(self._rows) if network.kind != "encoder" else 0
+        self._terms = Terms(network, self.limits, bytes_per_position(self._rows) if network.kind != "encoder" else 0)
+        self.know(None)
         self._waiting, self._jobs = Turns(), deque[tuple[Callable[[], Any], Future[Any]]]()
         self._reading, self._writing = deque[Reading](), list[Writing]()
         self._closing = self._aborting = False
@@ -78,7 +74,7 @@ class Scheduler:
 
     def submit(self, request: Request, emit: Callable[[Event], None] | None = None) -> Ticket:
         """Let a request wait for its turn; its events go to `emit`, or are read from the ticket."""
-        self._check(request)
+        self._terms.check(request)
         ticket = Ticket.waiting(request) if emit is None else Ticket(request, emit)
         with self._wake:
             self._must_be_open()
@@ -99,12 +95,21 @@ class Scheduler:
             self._wake.notify()
         return future
 
+    def know(self, adapter: str | None) -> None:
+        """Let requests wear an adapter that the network has. To be run by `call`, or before any request."""
+        self._terms.windows[adapter] = self._rows.window(adapter)
+
+    def window(self, adapter: str | None) -> int:
+        """Return the context window under an adapter."""
+        return self._terms.windows[adapter]
+
     def forget(self, adapter: str) -> None:
         """Drop what was kept of an adapter; raises `UsageError` while a request wears it. To be run by `call`."""
         with self._wake:
             tickets = [*self._waiting, *self._tickets()]
         if any(ticket.request.adapter == adapter for ticket in tickets):
             raise UsageError(f"adapter {adapter!r} must be out of use to be unloaded, but a request wears it")
+        self._terms.windows.pop(adapter, None)
         self._prefixes.forget(adapter)
 
     def state(self) -> dict[str, int]:
@@ -121,32 +126,9 @@ class Scheduler:
         self._aborting = True
         self._thread.join()
 
-    def _check(self, request: Request) -> None:
-        if self.network.kind == "encoder":
-            raise UsageError(f"a {self.network.config.model_type} model reads text and writes none: ask for embeddings")
-        if not request.prompt:
-            raise UsageError("the prompt must have at least one token, but has none")
-        if request.settings.num_beams > 1 or request.settings.n > self.limits.slots:
-            raise UsageError(f"num_beams must be 1 and n at most {self.limits.slots} for a text served with others")
-        wrong = [token for token in request.prompt if not 0 <= token < self.network.vocab_size]
-        if wrong:
-            raise UsageError(f"token ids must be from 0 to {self.network.vocab_size - 1}, but one is {wrong[0]}")
-        check_room(self.network, request.prompt)
-        if self._cost(request) > self.limits.cache_bytes:
-            raise UsageError(
-                f"prompt and completion must fit the {self.limits.cache_bytes:,} bytes for caches, but may take "
-                f"{self._cost(request):,}: ask for fewer tokens"
-            )
-
     def _must_be_open(self) -> None:
         if self._closing:
             raise UnavailableError(_CLOSING)
-
-    def _cost(self, request: Request) -> int:
-        """The most bytes that a request's caches can take."""
-        prompt, settings = len(request.prompt), request.settings
-        longest = min(prompt + settings.max_new_tokens, self.network.context_length)
-        return self._price * (longest if self.network.kind == "decoder" else prompt + longest) * settings.n
 
     # -- the thread
 
@@ -185,7 +167,7 @@ class Scheduler:
                 ticket = self._waiting.next()
                 if ticket is None or self._places() + ticket.request.settings.n > self.limits.slots:
                     return
-                cost, taken = self._cost(ticket.request), self._taken()
+                cost, taken = self._terms.cost(ticket.request), self._taken()
                 if taken + cost > self.limits.cache_bytes:
                     return
                 self._waiting.pop()
@@ -273,7 +255,7 @@ class Scheduler:
     def _begin_writing(self, reading: Reading, logits: Logits) -> None:
         """Start every choice from its own copy of the cache that holds the prompt."""
         ticket, request = reading.ticket, reading.ticket.request
-        settings, window = request.settings, self.network.context_length
+        settings, window = request.settings, self._terms.windows[request.adapter]
         rows = []
         for choice in range(settings.n):
             cache = reading.cache if choice == settings.n - 1 else copy.deepcopy(reading.cache)

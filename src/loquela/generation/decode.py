@@ -90,7 +90,7 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
     Returns the tokens that the completion follows (the prompt, or the start token of an encoder-decoder), the cache
     that holds them, and the logits (vocab,) of the token after them.
     """
-    check_room(network, prompt)
+    check_room(len(prompt), network.context_length)
     held = 0 if cache is None else cache.length
     if held >= len(prompt):
         raise UsageError(f"the prompt must go on after the {held} tokens of the cache, but has {len(prompt)}")
@@ -104,12 +104,12 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
     return prefix, cache, _logits(network, hidden)
 
 
-def check_room(network: Network, prompt: Sequence[int]) -> None:
-    """Raise `ContextWindowError` for a prompt that leaves no room for a token in the context window."""
-    if len(prompt) >= network.context_length:
+def check_room(prompt: int, window: int) -> None:
+    """Raise `ContextWindowError` for a prompt of so many tokens that leaves no room for one in the context window."""
+    if prompt >= window:
         raise ContextWindowError(
-            f"the prompt must leave room for a token in the context window of {network.context_length} tokens, "
-            f"but has {len(prompt)}: shorten it, or let it be truncated"
+            f"the prompt must leave room for a token in the context window of {window} tokens, "
+            f"but has {prompt}: shorten it, or let it be truncated"
         )
 
 

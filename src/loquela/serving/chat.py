@@ -34,12 +34,11 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
     if None not in (body.max_tokens, body.max_completion_tokens):
         raise ApiError(400, "max_tokens and max_completion_tokens are two names of one", param="max_tokens")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    settings = served.settings(body, served.model.context_length if asked is None else asked)
+    settings = served.settings(body, served.scheduler.window(adapter) if asked is None else asked)
     constraint = await served.constraint(body)
     ids = await rendered(served, body.messages)
-    ids, _ = served.model.fit(ids, settings)
     request = Request(
-        tuple(ids),
+        tuple(served.fit(ids, settings, adapter)),
         settings,
         served.model.end_ids,
         top=body.top_logprobs or 0,

@@ -37,9 +37,8 @@ async def complete(served: Served, http: HttpRequest, body: CompletionRequest) -
     requests, echoes = [], []
     for prompt in _prompts(body.prompt):
         ids, text = await _read(served, prompt, body.suffix)
-        ids, _ = served.model.fit(ids, settings)
         request = Request(
-            tuple(ids),
+            tuple(served.fit(ids, settings, adapter)),
             settings,
             served.model.end_ids,
             top=body.logprobs or 0,

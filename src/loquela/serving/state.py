@@ -13,11 +13,16 @@ from starlette.concurrency import run_in_threadpool
 
 from loquela import peft
 from loquela.api import LanguageModel, load
-from loquela.engine.scheduler import Limits, Scheduler
+from loquela.engine.decoder import compiled
+from loquela.engine.scheduler import Scheduler
+from loquela.engine.terms import Limits
 from loquela.errors import CheckpointError, TokenizerError, UsageError
+from loquela.generation.completion import prompt_ids
 from loquela.generation.constrain import Constraint, constraint
 from loquela.generation.rules import RULES
 from loquela.generation.settings import GenerationSettings, known_settings
+from loquela.models.base import Network
+from loquela.prompting.budget import fit
 from loquela.serving.answers import ModelCard
 from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_marks
@@ -43,7 +48,12 @@ class Served:
         for name, directory in options.adapters.items():
             self._put_on(name, directory)
         limits = Limits(options.slots, options.queue, options.cache_bytes)
-        self.scheduler = Scheduler(self.model.network, self.model.tokenizer, limits, wear=self.wear)
+        network = self.model.network
+        self.scheduler = Scheduler(
+            network, self.model.tokenizer, limits, wear=self.wear, compiled=_compiled(network, options.engine)
+        )
+        for name in self.adapters:
+            self.scheduler.know(name)
         self.metrics.watch(self.scheduler.state)
 
     def close(self, seconds: float = 0.0) -> None:
@@ -76,7 +86,7 @@ class Served:
             id=self.name if name is None else name,
             created=self.created,
             parent=None if name is None else self.name,
-            max_model_len=self.model.context_length,
+            max_model_len=self.scheduler.window(name),
             kind=self.model.network.kind,
             chat=tokenizer.chat_template is not None,
             infill=infill_marks(tokenizer) is not None,
@@ -87,8 +97,13 @@ class Served:
         """Put an adapter on, between two steps of the scheduler."""
         if name == self.name or name in self.adapters:
             raise UsageError(f"an adapter's name must be a new one, but {name!r} is taken: unload it first")
+
+        def put_on() -> None:
+            self._put_on(name, directory)
+            self.scheduler.know(name)
+
         try:
-            await self.run(lambda: self._put_on(name, directory))
+            await self.run(put_on)
         except CheckpointError as error:  # the administrator named it, so it is theirs to put right
             raise UsageError(str(error)) from None
 
@@ -115,6 +130,11 @@ class Served:
     async def run(self, job: Callable[[], T]) -> T:
         """Run a job that uses the network in the scheduler's thread, between two steps."""
         return await asyncio.wrap_future(self.scheduler.call(job))
+
+    def fit(self, prompt: str | Sequence[int], settings: GenerationSettings, adapter: str | None) -> list[int]:
+        """Return a prompt's token ids, which leave room for a token; raises `ContextWindowError`."""
+        ids = prompt_ids(self.model.tokenizer, prompt) if isinstance(prompt, str) else prompt
+        return fit(ids, self.scheduler.window(adapter), settings.max_new_tokens)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's token ids; a long text is no reason to keep others waiting."""
@@ -175,3 +195,15 @@ class Served:
         return await run_in_threadpool(
             constraint, self.model.tokenizer, json_schema=schema, regex=body.regex, end_ids=self.model.end_ids
         )
+
+
+def _compiled(network: Network, engine: str) -> Network | None:
+    """Return the compiled form of a network; None where it has none and `engine` leaves the choice to us."""
+    if engine == "torch":
+        return None
+    try:
+        return compiled(network)
+    except UsageError:
+        if engine == "compiled":
+            raise
+        return None

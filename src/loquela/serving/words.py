@@ -61,7 +61,7 @@ def _base64(vector: list[float]) -> str:
 
 async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> Tokenized:
     """Return the tokens of a text, or of a conversation as the model sees it."""
-    served.adapter(body.model)
+    adapter = served.adapter(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
     if body.messages is not None:
@@ -76,7 +76,7 @@ async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> 
         tokens=ids,
         token_strs=[served.token(token) for token in ids],
         count=len(ids),
-        max_model_len=served.model.context_length,
+        max_model_len=served.scheduler.window(adapter),
     )
 
 
