@@ -18,16 +18,17 @@ from loquela.data.readers import Piece as TextPiece
 from loquela.errors import ContextWindowError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
+from loquela.generation.constrain import constraint
 from loquela.generation.decode import evaluating
 from loquela.generation.embed import embed
 from loquela.generation.settings import BEAMS, DRAWING, GenerationSettings, known_settings
 from loquela.inspection.watch import Seen, watch
 from loquela.models.base import Network
 from loquela.peft.attaching import adapters, wearing
-from loquela.peft.storing import load_adapter
 from loquela.peft.wardrobe import Names
 from loquela.prompting.budget import fit
 from loquela.text.tokenizer import Tokenizer
+from loquela.tuning.subject import open_adapter
 
 __all__ = ["LanguageModel", "load"]
 
@@ -50,9 +51,10 @@ def load(
     base.
     """
     loaded = load_model(directory, dtype=dtype, device=device)
+    network = loaded.network
     for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
-        load_adapter(loaded.network, place, name)
-    model = LanguageModel(loaded.network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
+        network = open_adapter(network, loaded.tokenizer, place, name)
+    model = LanguageModel(network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
     model.adapter = "default" if isinstance(adapter, str | Path) else None
     return model
 
@@ -174,6 +176,8 @@ class LanguageModel:
         top: int = 0,
         truncate: bool = False,
         adapter: Wear = ...,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
         **settings: Any,
     ) -> Completion | list[Completion]:
         """Complete a prompt; a list in gives a list out, each as it would be alone.
@@ -183,7 +187,8 @@ class LanguageModel:
         `do_sample`, `sampler_order`. With `n` above 1 each prompt gives n completions, one after the other in a list.
         `top` asks for that many alternatives with each token. A prompt longer than the context window raises
         `ContextWindowError`, or with `truncate` is cut to its last tokens (`Completion.truncated` says by how many).
-        `adapter` names what is worn, or for a list of prompts what each wears.
+        `adapter` names what is worn, or for a list of prompts what each wears. The text fits `json_schema`, or matches
+        `regex`, if one is given.
         """
         chosen = self.settings(**settings)
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -191,11 +196,14 @@ class LanguageModel:
         each = [worn] * len(prompts) if worn is None or isinstance(worn, str) else list(worn)
         if len(each) != len(prompts):
             raise UsageError(f"each prompt must have one adapter or None, but {len(prompts)} have {len(each)}")
+        asked = constraint(self.tokenizer, json_schema=json_schema, regex=regex, end_ids=self.end_ids)
         completions = []
         for text, name in zip(prompts, each, strict=True):
             with wearing(self.network, name):
                 ids, cut = self.fit(text, chosen, truncate=truncate)
-                for completion in choices(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids):
+                for completion in choices(
+                    self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked
+                ):
                     completions.append(replace(completion, truncated=cut))
         return completions[0] if isinstance(prompt, str) and chosen.n == 1 else completions
 
@@ -206,6 +214,8 @@ class LanguageModel:
         top: int = 5,
         truncate: bool = False,
         adapter: str | EllipsisType | None = ...,
+        json_schema: str | Mapping[str, Any] | None = None,
+        regex: str | None = None,
         **settings: Any,
     ) -> Iterator[Piece]:
         """Complete a prompt (text, or token ids as they are) token by token; see `generate`.
@@ -215,7 +225,8 @@ class LanguageModel:
         chosen, worn = self.settings(**settings), self._worn(adapter)
         with wearing(self.network, worn):
             ids, _ = self.fit(prompt, chosen, truncate=truncate)
-            pieces = stream(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids)
+            asked = constraint(self.tokenizer, json_schema=json_schema, regex=regex, end_ids=self.end_ids)
+            pieces = stream(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked)
         return self._each_wearing(worn, pieces)
 
     def _each_wearing(self, worn: Names, pieces: Iterator[Piece]) -> Iterator[Piece]:

@@ -29,6 +29,10 @@ def generate(
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt too long to its last tokens.")] = False,
     top: Annotated[int, typer.Option("--top", min=0, help="Alternatives that --json shows with each token.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json_schema: Annotated[
+        Path | None, typer.Option("--json-schema", metavar="FILE", help="The text is JSON that fits this schema.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option("--regex", help="The whole text matches this pattern.")] = None,
     **settings: Any,
 ) -> None:
     """Complete a prompt; the completion goes to stdout as it comes. A masked language model fills its [MASK]s.
@@ -44,14 +48,16 @@ def generate(
     language_model = load(model)
     suit_threads(language_model)
     if language_model.network.kind == "encoder":
-        _fill(language_model, prompt, top, json, [*settings, *(["truncate"] * truncate)])
+        shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex}
+        _fill(language_model, prompt, top, json, [*settings, *(name for name, value in shaping.items() if value)])
         return
+    asked: dict[str, Any] = {"json_schema": None if json_schema is None else _read(json_schema), "regex": regex}
     chosen = language_model.settings(**settings)
     ids, cut = language_model.fit(prompt, chosen, truncate=truncate)
     if cut:
         note(f"prompt cut to its last {len(ids)} tokens, {cut} dropped: the context window holds the completion too")
     if json or chosen.n > 1:
-        completions = language_model.generate([prompt], top=top if json else 0, truncate=truncate, **settings)
+        completions = language_model.generate([prompt], top=top if json else 0, truncate=truncate, **asked, **settings)
         if json:
             found = [completion.as_dict() for completion in completions]
             print_json(found[0] | ({"choices": found} if len(found) > 1 else {}))
@@ -60,12 +66,21 @@ def generate(
         longest = max(len(completion.tokens) for completion in completions)
     else:
         longest = 0
-        for piece in language_model.stream(ids, top=0, **settings):
+        for piece in language_model.stream(ids, top=0, **asked, **settings):
             write(piece.text)
             longest += 1
         write("\n")
     if len(ids) + longest == language_model.context_length and longest < chosen.max_new_tokens:
         note(f"stopped after {longest} tokens: the context window of {language_model.context_length} tokens is full")
+
+
+def _read(path: Path) -> str:
+    from loquela.errors import DataError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--json-schema must name a file of JSON, but {path} cannot be read: {error}") from None
 
 
 def _fill(model: LanguageModel, prompt: str, top: int, json: bool, settings: list[str]) -> None:
