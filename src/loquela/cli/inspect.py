@@ -59,7 +59,7 @@ def inspect(
         raise UsageError("several pictures are joined by --report FILE.html, but no file is named")
     words, given = _split(text or [], [name for picture in chosen for name in _known(picture)])
     loaded = _load(model, adapter, needed=any("model" in picture.takes for picture in chosen))
-    if words is None and any("text" in picture.takes for picture in chosen):
+    if words is None and any({"text", "file"} & {*picture.takes} for picture in chosen):
         words = piped_text("loquela inspect WHAT -m DIR TEXT, or echo TEXT | loquela inspect WHAT -m DIR").rstrip("\n")
     others: dict[str, LanguageModel] = {}
     if report is not None:
@@ -157,9 +157,11 @@ def _report(
 
     if path.suffix != ".html":
         raise UsageError(f"a report must be written as .html, but is {path.name!r}")
-    if not explicit:  # what needs another model or a file of its own is there when that is given
+    if not explicit:  # what needs a file of its own is asked for by name
         pictures = [
-            p for p in pictures if "model" in p.takes and all(o.name in given for o in p.options.values() if o.needed)
+            p
+            for p in pictures
+            if "file" not in p.takes and all(o.name in given for o in p.options.values() if o.needed)
         ]
 
     def maker(picture: Picture) -> Callable[[], dict[str, Any]]:

@@ -52,7 +52,7 @@ const theme = name => {
   root.dataset.theme = name;
   figures.forEach((_, i) => Plotly.relayout("figure-" + i, { template: templates[name] }));
 };
-root.dataset.theme = media.matches ? "dark" : "light";
+root.dataset.theme = root.dataset.theme || (media.matches ? "dark" : "light");
 Promise.all(figures.map((f, i) => {
   const layout = Object.assign({}, f.layout, { template: templates[root.dataset.theme] });
   return Plotly.newPlot("figure-" + i, { data: f.data, layout, frames: f.frames || [], config });
@@ -62,8 +62,8 @@ media.onchange = () => theme(media.matches ? "dark" : "light");
 """
 
 
-def page(title: str, sections: Iterable[Section], *, subtitle: str = "") -> str:
-    """Return a whole HTML document with the figures of all sections, light or dark as the reader's system is."""
+def page(title: str, sections: Iterable[Section], *, subtitle: str = "", theme: str = "") -> str:
+    """Return a whole HTML document with the figures of all sections, in `theme` (light or dark), else the reader's."""
     bodies: list[str] = []
     figures: list[str] = []
     sections = list(sections)
@@ -80,7 +80,7 @@ def page(title: str, sections: Iterable[Section], *, subtitle: str = "") -> str:
     links = "".join(f'<a href="#s{i}">{html.escape(s.heading)}</a>' for i, s in enumerate(sections))
     templates = {name: template.to_plotly_json() for name, template in TEMPLATES.items()}
     return f"""<!doctype html>
-<html lang="en">
+<html lang="en" data-theme="{theme}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -7,7 +7,7 @@ A file defines
   raised. An option is a keyword with a default, `Annotated` with what it does; `**settings` takes those of generation.
 - `VIEWS`, a table of functions from that data to plotly figures, by name, the first one first.
 - `terminal(data)`, the same for a terminal, through rich.
-- `TAKES`, where the first two arguments are not a model and a text: what it takes, as words of "model text".
+- `TAKES`, where the first arguments are not a model and a text: some of the words "model text file".
 
 The first line of its docstring is its title. Command line, report and server find it by the file's name.
 """
@@ -82,7 +82,7 @@ class Picture:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Whether it takes a `model`, a `text`, or both."""
+        """What it takes: a `model`; and a `text`, or a `file` in its place."""
         return tuple(getattr(self.module, "TAKES", "model text").split())
 
     @cached_property
@@ -107,10 +107,8 @@ class Picture:
         """Figures that are made of its data, by name; some return None where the data has nothing for them."""
         return typing.cast("Mapping[str, Callable[[Data], go.Figure]]", self.module.VIEWS)
 
-    def data(
-        self, model: Inspected | None = None, text: Any = None, *, adapter: str | None = None, **options: Any
-    ) -> Data:
-        """Return the plain data, with an `adapter` of the model's worn: the one named, else the model's own, if any.
+    def data(self, model: Inspected | None = None, text: Any = None, *, adapter: Any = ..., **options: Any) -> Data:
+        """Return the plain data, with an `adapter` of the model's worn: the one named, none (None), else its own.
 
         Raises `UsageError` for an unknown option or a missing model or text.
         """
@@ -119,14 +117,15 @@ class Picture:
                 known = [*self.options, *(SETTINGS if self.takes_settings else ())]
                 raise UsageError(f"{self.name} has no option {name!r}{nearest(name, known)}")
         given = []
-        for what, value in (("model", model), ("text", text)):
+        for what, value in (("model", model), ("text", text), ("file", text)):
             if what in self.takes:
                 if value is None:
                     raise UsageError(f"{self.name} needs a {what}, but none is given")
                 given.append(value)
         if model is None:
             return typing.cast("Data", self.module.data(*given, **options))
-        with wearing(model.network, adapter or getattr(model, "adapter", None)):
+        worn = getattr(model, "adapter", None) if adapter is ... else adapter
+        with wearing(model.network, worn):
             return typing.cast("Data", self.module.data(*given, **options))
 
     def figures(self, data: Data) -> dict[str, go.Figure]:

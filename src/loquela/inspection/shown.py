@@ -10,11 +10,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from loquela.errors import StorageError, UsageError
+from loquela.errors import LoquelaError, StorageError, UsageError
 from loquela.inspection.export import export
 from loquela.inspection.html import Section, page
 from loquela.inspection.picture import PICTURES, Data, Picture
-from loquela.inspection.reading import Inspected, UnavailableError, model_name
+from loquela.inspection.reading import Inspected, model_name
 
 __all__ = ["Shown", "inspect", "report", "write_text"]
 
@@ -81,7 +81,10 @@ class Inspect:
             takes = PICTURES[name].takes
             if len(given) > len(takes):
                 raise UsageError(f"{name} takes {' and '.join(takes)}, but {len(given)} are given")
-            return self(name, **dict(zip(takes, given, strict=False)), **options)
+            named = {"model": given[takes.index("model")]} if "model" in takes[: len(given)] else {}
+            if len(given) > len(named):
+                named["text"] = given[-1]
+            return self(name, **named, **options)
 
         draw.__name__, draw.__doc__ = name, PICTURES[name].title
         return draw
@@ -97,7 +100,7 @@ inspect = Inspect()
 def report(title: str, asked: Iterable[tuple[Picture, Any]], model: Inspected | None) -> str:
     """Return one HTML document of several pictures; `asked` pairs each with a function that makes its data.
 
-    What a model cannot show is said in its place.
+    What cannot be shown is said in its place.
     """
     return page(title, _sections(asked), subtitle=model_name(model) if model else "")
 
@@ -107,7 +110,7 @@ def _sections(asked: Iterable[tuple[Picture, Any]]) -> Iterator[Section]:
         heading = f"{picture.name}: {picture.title[0].lower()}{picture.title[1:]}"
         try:
             data = make()
-        except UnavailableError as error:
+        except LoquelaError as error:
             yield Section(heading, note=str(error))
         else:
             yield Section(heading, list(picture.figures(data).values()), _missing(data))

@@ -10,15 +10,17 @@ from plotly.subplots import make_subplots
 
 from loquela.errors import UsageError
 from loquela.generation.decode import evaluating
+from loquela.inspection.maps import lines, pooled_by, shares
 from loquela.inspection.patterns import PATTERNS, Weights, describe, induction, repeated, rollout
 from loquela.inspection.reading import Inspected, Reading, Text, UnavailableError, layers_of, read, token_texts
-from loquela.inspection.theme import COLOURS, figure, heat, ticks, visible_tokens
+from loquela.inspection.theme import COLOURS, figure, ticks, visible_tokens
 from loquela.inspection.watch import watch
 from loquela.layers.attention import MultiHeadAttention
 
 __all__ = ["VIEWS", "data", "terminal", "weights_of"]
 
 _MOST = 512
+_MOST_CELLS = 160_000
 _PERIOD = 24
 _SIDES = {"encoder": ("encoder", "attention"), "decoder": ("decoder", "attention"), "cross": ("decoder", "cross")}
 
@@ -120,23 +122,27 @@ def _name(content: dict[str, Any]) -> str:
 def grid(content: dict[str, Any]) -> go.Figure:
     """Every head at once, small."""
     weights = np.array(content["attention"])
-    layers, heads, queries, keys = weights.shape
-    gap = max(1, round(max(queries, keys) * 0.08))
-    wide = np.full((layers * (queries + gap) - gap, heads * (keys + gap) - gap), np.nan, dtype=np.float32)
-    for i in range(layers):
-        for j in range(heads):
-            y, x = i * (queries + gap), j * (keys + gap)
-            wide[y : y + queries, x : x + keys] = weights[i, j]
+    layers, heads = weights.shape[:2]
+    pooled = 1 + int((weights.size / _MOST_CELLS) ** 0.5) if weights.size > _MOST_CELLS else 1
+    weights = pooled_by(weights, pooled)
+    queries, keys = weights.shape[2:]
+    wide = weights.transpose(0, 2, 1, 3).reshape(layers * queries, heads * keys)
+    rules = [{"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": j * keys - 0.5} for j in range(heads + 1)]
+    rules += [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": i * queries - 0.5} for i in range(layers + 1)]
+    for rule in rules:
+        rule |= {"x1": rule.get("x1", rule["x0"]), "y1": rule.get("y1", rule["y0"]), "line": {"color": "#8a8f9a"}}
     made = figure(
-        heat(np.round(wide, 3), unit="share", hover="share %{z:.3f}", zmin=0, zmax=1),
+        shares(wide),
         title=f"Every head of the {_name(content)}: {layers} layers × {heads} heads",
-        caption="Each square is one head: rows are the tokens that look, columns the tokens that are looked at, the "
+        caption="Each field is one head: rows are the tokens that look, columns the tokens that are looked at, the "
         "first at the top left. A line along the diagonal is a head that looks at the token before or at itself, a "
-        "bright left edge one that rests on the first token.",
+        "bright left edge one that rests on the first token."
+        + (f" Each dot is the largest of {pooled} × {pooled} shares." if pooled > 1 else ""),
         height=min(1100, max(320, 120 + layers * max(70, min(150, 900 // heads)))),
+        shapes=rules,
     )
     made.update_xaxes(
-        tickvals=[j * (keys + gap) + (keys - 1) / 2 for j in range(heads)],
+        tickvals=[j * keys + (keys - 1) / 2 for j in range(heads)],
         ticktext=[str(j) for j in range(heads)],
         title="head",
         showgrid=False,
@@ -144,7 +150,7 @@ def grid(content: dict[str, Any]) -> go.Figure:
         side="top",
     )
     return made.update_yaxes(
-        tickvals=[i * (queries + gap) + (queries - 1) / 2 for i in range(layers)],
+        tickvals=[i * queries + (queries - 1) / 2 for i in range(layers)],
         ticktext=[str(i) for i in range(layers)],
         title="layer",
         autorange="reversed",
@@ -182,13 +188,7 @@ def _map(content: dict[str, Any], weights: Any, title: str, caption: str) -> go.
     queries, keys = visible_tokens(content["queries"]), visible_tokens(content["keys"])
     hover = [[f"{q} looks at {k}" for k in keys] for q in queries] if weights.size <= 4096 else None
     made = figure(
-        heat(
-            np.asarray(weights, dtype=np.float32),
-            unit="share",
-            hover=("%{text}: " if hover else "") + "%{z:.3f}",
-            zmin=0,
-            text=hover,
-        ),
+        shares(weights, hover),
         title=title,
         caption=caption,
         height=min(900, 200 + 22 * len(queries)),
@@ -202,48 +202,14 @@ def _map(content: dict[str, Any], weights: Any, title: str, caption: str) -> go.
 def arcs(content: dict[str, Any]) -> go.Figure:
     """One head as lines from words to words."""
     layer, head = content["shown"]
-    weights = np.array(content["attention"][layer][head])
-    traces: list[Any] = []
-    for share in (0.05, 0.2, 0.4, 0.7):  # one trace per strength, since a line has one width
-        upper = {0.05: 0.2, 0.2: 0.4, 0.4: 0.7, 0.7: 1.1}[share]
-        x: list[float | None] = []
-        y: list[float | None] = []
-        for q, k in zip(*np.where((weights >= share) & (weights < upper)), strict=True):
-            x += [0, 1, None]
-            y += [-float(q), -float(k), None]
-        traces.append(
-            go.Scatter(
-                x=x,
-                y=y,
-                mode="lines",
-                line={"width": 1 + 7 * share, "color": COLOURS[0]},
-                opacity=min(1.0, 0.25 + share),
-                hoverinfo="skip",
-                name=f"{share:.0%} to {min(upper, 1):.0%}",
-            )
-        )
-    for side, texts in ((0, content["queries"]), (1, content["keys"])):
-        traces.append(
-            go.Scatter(
-                x=[side] * len(texts),
-                y=[-i for i in range(len(texts))],
-                mode="markers+text",
-                text=visible_tokens(texts),
-                textposition="middle left" if side == 0 else "middle right",
-                marker={"size": 5, "color": COLOURS[1]},
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        )
-    longest = max(len(content["queries"]), len(content["keys"]))
-    made = figure(
-        traces,
+    return lines(
+        np.array(content["attention"][layer][head]),
+        content["queries"],
+        content["keys"],
         title=f"Layer {layer}, head {head}: from each token (left) to what it looks at (right)",
-        caption="The thicker a line, the larger the share; shares below 5 % are left out.",
-        height=min(1200, 150 + 24 * longest),
+        caption="The thicker a line, the larger the share; shares below 5 % are left out, and in a long text all but "
+        "the largest.",
     )
-    made.update_xaxes(visible=False, range=[-0.6, 1.6])
-    return made.update_yaxes(visible=False, range=[-longest + 0.3, 0.7])
 
 
 def patterns(content: dict[str, Any]) -> go.Figure:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from loquela.errors import UsageError
 from loquela.inspection.pictures.tokens import log_probs
-from loquela.inspection.reading import Inspected, Text, model_name, read, token_texts, worn_adapter
+from loquela.inspection.reading import Inspected, Text, UnavailableError, model_name, read, token_texts, worn_adapter
 from loquela.inspection.strip import strip
 from loquela.inspection.theme import SEQUENTIAL, figure
 from loquela.peft.attaching import wearing
@@ -44,7 +44,7 @@ def data(
     own, _ = log_probs(model, reading)
     if other is None:
         if worn is None:
-            raise UsageError("a diff needs a second model (other=DIR), or an adapter to compare with its base")
+            raise UnavailableError("a diff needs a second model (other=DIR), or an adapter to compare with its base")
         with wearing(model.network, None):
             base, _ = log_probs(model, reading)
         names = [f"with adapter {worn.name!r}", "the base"]

@@ -17,7 +17,7 @@ from loquela.inspection.theme import COLOURS, DIVERGING, figure
 
 __all__ = ["TAKES", "VIEWS", "data", "terminal"]
 
-TAKES = "text"
+TAKES = "file"
 _SHOWN = 6
 
 

@@ -13,7 +13,9 @@ from loquela.inspection.reading import Inspected
 from loquela.inspection.theme import COLOURS, figure
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["VIEWS", "data", "terminal"]
+__all__ = ["TAKES", "VIEWS", "data", "terminal"]
+
+TAKES = "model file"
 
 
 def data(
