@@ -8,11 +8,10 @@ loop in step: whatever decides what comes next is the same on all of them, or is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from loquela.training import state as states
 from loquela.training.events import Listener, Note, Sampled, Saved, Started, Stepped, Validated
 from loquela.training.journal import Journal
 from loquela.training.leaps import LeapWatch
+from loquela.training.lengths import due, steps_of
 from loquela.training.ranks import ALONE, Ranks, local
 from loquela.training.recipe import Recipe
 from loquela.training.schedules import rate
@@ -36,17 +36,10 @@ from loquela.training.step import Loss, Report, summed_loss, train_step
 from loquela.training.validation import Validation, validate
 from loquela.training.writing import write_sample
 
-__all__ = ["Run", "steps_of"]
+__all__ = ["Run"]
 
 SAMPLES_KEPT = 100
 _GOLDEN = 0x9E37_79B9_7F4A_7C15
-
-
-def steps_of(recipe: Recipe, samples: Samples) -> int:
-    """Return how many updates a recipe asks for, with so many samples in a pass."""
-    if recipe.max_steps is not None:
-        return recipe.max_steps
-    return max(1, round(recipe.num_train_epochs * samples.per_epoch / samples.batch_size))
 
 
 @dataclass
@@ -121,13 +114,13 @@ class Run:
     def _boundary(self) -> bool:
         """Do what is due between two updates; return whether another one follows."""
         recipe, step, last = self.recipe, self.state.step, self.state.step == self.steps
-        if step and self.state.logged < step and (last or _due(recipe.logging_steps, step) or self._validates(step)):
+        if step and self.state.logged < step and (last or due(recipe.logging_steps, step) or self._validates(step)):
             self._write_row()  # not at all if a signal comes meanwhile; then it is the first thing when resumed
             last = step == self.steps  # it may have been the last validation
         going_on = not last and not self.ranks.any(self.stopping())
-        if _due(recipe.sample_steps, step) and going_on and step > self._sampled:
+        if due(recipe.sample_steps, step) and going_on and step > self._sampled:
             self._sample()
-        if step > self._saved and (not going_on or _due(recipe.save_steps, step)):
+        if step > self._saved and (not going_on or due(recipe.save_steps, step)):
             self._save()
         return going_on
 
@@ -181,6 +174,7 @@ class Run:
         before = self.state
         if target != before.step:
             self.state = states.restore(self.directory / f"checkpoint-{target}", self.held, self.ranks)
+            self.ranks.reshard(self.network)
             self.journal.go_back(self.state)
             self._saved = self._sampled = target
             if self.recipe.load_best_model_at_end and target == self.state.best_step:
@@ -227,7 +221,7 @@ class Run:
     # -- what is due at a boundary
 
     def _validates(self, step: int) -> bool:
-        return step == self.steps or _due(self.recipe.eval_steps, step)
+        return step == self.steps or due(self.recipe.eval_steps, step)
 
     def _write_row(self) -> None:
         state, validation = self.state, None
@@ -251,9 +245,13 @@ class Run:
                 ranks=self.ranks,
             )
 
-    def _judged(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
         """Let the network have the weights that count: their running mean, where one is kept."""
-        return nullcontext() if self.held.average is None else self.held.average.in_place()
+        self.ranks.reshard(self.network)
+        with nullcontext() if self.held.average is None else self.held.average.in_place():
+            yield
+        self.ranks.reshard(self.network)
 
     def _note_best(self, validation: Validation, train_loss: float) -> None:
         state, patience = self.state, self.recipe.early_stopping_patience
@@ -314,7 +312,3 @@ class Run:
             ranks=self.ranks,
         )
         self.listener(Saved(self.state.step, target))
-
-
-def _due(every: int | None, step: int) -> bool:
-    return every is not None and step > 0 and step % every == 0

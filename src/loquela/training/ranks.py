@@ -91,6 +91,13 @@ class Ranks:
                 module.set_gradient_divide_factor(1.0)  # type: ignore[operator]
                 module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
 
+    def reshard(self, network: Network) -> None:
+        """Drop gathered weights, so that the next to compute are gathered from slices that were changed meanwhile."""
+        if self.sharded:
+            for module in network.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()  # type: ignore[operator]
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum gradients over all ranks in place; fsdp has done so in its backward pass.
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from loquela.errors import StorageError
+from loquela.training.curve import chart, loss_chart, page, write_page
 from loquela.training.log import Row
 
 __all__ = ["write_report"]
 
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2330; background: #f6f7f9; margin: 0 }
 main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
@@ -44,19 +43,8 @@ def write_report(
     receipt: Mapping[str, Any],
 ) -> None:
     """Write the page; `timing` is timing.csv, `samples` have `step`, `prompt` and `text`. Raises `StorageError`."""
-    from plotly.offline import get_plotlyjs  # takes half a second, and a run ends without it too
-
     body = "".join(_body(name, rows, _speeds(timing), samples, receipt))
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body><main>{body}</main></body></html>\n"
-    )
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{file} could not be written: {error.strerror}") from error
+    write_page(file, page(name, f"<main>{body}</main>", _STYLE))
 
 
 def _body(
@@ -118,54 +106,19 @@ def _key_figures(result: Mapping[str, Any], receipt: Mapping[str, Any]) -> Itera
 
 
 def _charts(rows: Sequence[Row], speeds: Sequence[tuple[float, float, float | None]]) -> Iterable[str]:
-    held_out = [row for row in rows if row.val_loss is not None]
     steps = [row.step for row in rows]
-    yield _chart(
-        "loss, nats per token, against tokens seen",
-        {
-            "training": ([r.tokens for r in rows], [r.train_loss for r in rows]),
-            "held out": ([r.tokens for r in held_out], [r.val_loss for r in held_out]),
-        },
-        wide=True,
-    )
-    yield _chart("norm of the gradient, by step", {"": (steps, [r.grad_norm for r in rows])}, log=True)
-    yield _chart("learning rate, by step", {"": (steps, [r.learning_rate for r in rows])})
-    yield _chart("tokens per second, by step", {"": ([s for s, _, _ in speeds], [t for _, t, _ in speeds])})
+    yield _panel(loss_chart(rows, "loss", height=360), wide=True)
+    yield _panel(chart("norm of the gradient", {"": (steps, [r.grad_norm for r in rows])}, log=True))
+    yield _panel(chart("learning rate", {"": (steps, [r.learning_rate for r in rows])}, from_zero=True))
+    speed = [s for s, _, _ in speeds], [tokens for _, tokens, _ in speeds]
+    yield _panel(chart("tokens per second", {"": speed}, from_zero=True))
     used = [(step, mfu) for step, _, mfu in speeds if mfu is not None]
     if used:
-        yield _chart("share of the hardware's peak (MFU), by step", {"": ([s for s, _ in used], [m for _, m in used])})
+        share = [step for step, _ in used], [mfu for _, mfu in used]
+        yield _panel(chart("share of the hardware's peak that was used (MFU)", {"": share}, from_zero=True))
 
 
-def _chart(
-    title: str, series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], *, wide: bool = False, log: bool = False
-) -> str:
-    from plotly import graph_objects as go
-
-    colours = ("#2563b8", "#d0660a")
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=list(x),
-                y=list(y),
-                name=name,
-                mode="lines+markers" if len(x) < 40 else "lines",
-                line={"color": colour, "width": 2},
-                marker={"size": 5},
-            )
-            for (name, (x, y)), colour in zip(series.items(), colours, strict=False)
-        ]
-    )
-    figure.update_layout(
-        template="simple_white",
-        title={"text": title, "font": {"size": 14}, "x": 0.02},
-        height=360 if wide else 260,
-        margin={"l": 56, "r": 16, "t": 40, "b": 36},
-        showlegend=len(series) > 1,
-        legend={"x": 0.99, "xanchor": "right", "y": 0.99},
-        font={"family": "system-ui, sans-serif"},
-    )
-    figure.update_yaxes(rangemode="normal" if log or wide else "tozero", type="log" if log else "linear")
-    inner = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+def _panel(inner: str, *, wide: bool = False) -> str:
     return f'<div class="panel{" wide" if wide else ""}">{inner}</div>'
 
 
