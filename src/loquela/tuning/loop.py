@@ -202,6 +202,8 @@ class Tuning:
         progress.loss_sum += loss * report.tokens
         progress.loss_tokens += report.tokens
         progress.gradient_norm = report.gradient_norm
+        for parameter in self.subject.parameters.values():  # the fused update does not say that it has changed them
+            torch.autograd.graph.increment_version(parameter)
         self.listener(Stepped(progress.step, loss, progress.positions, self.seconds))
 
     def _factor(self, step: int) -> float:
