@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loquela.data.built import RECORD, is_built
 from loquela.data.corpora import resolve
 from loquela.data.objectives import OBJECTIVES
 from loquela.errors import RecipeError
@@ -16,7 +17,7 @@ from loquela.text.tokenizer import KINDS
 from loquela.training.recipe_file import leaves, one_of, override, read, unknown
 from loquela.training.schedules import SCHEDULES
 
-__all__ = ["Curriculum", "Muon", "PairFiles", "Recipe", "Tokenizer"]
+__all__ = ["Curriculum", "Muon", "PairFiles", "Recipe", "Tokenizer", "Weighted"]
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -55,6 +56,13 @@ class PairFiles(_Strict):
         return [self.source, self.target] if self.rows is None else [self.rows]
 
 
+class Weighted(_Strict):
+    """One of several texts, and how often its samples come beside those of the others."""
+
+    data: str = Field(description="A text file, a name of a corpus, or a directory of `loquela data build`.")
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
 class Muon(_Strict):
     """Settings of Muon, which trains the matrices inside the blocks; see `loquela.training.optimizers`."""
 
@@ -82,8 +90,9 @@ class Recipe(_Strict):
         default=None,
         description="What to train, or a directory; none: a BPE of 1024 pieces, or the starting model's own.",
     )
-    data: str | PairFiles = Field(
-        description="A text file, or the name of a corpus in the package; for the objective pairs, sources and targets."
+    data: str | PairFiles | Annotated[list[Weighted], Field(min_length=1)] = Field(
+        description="A text file, the name of a corpus in the package, or a directory of `loquela data build`; several "
+        "of them with weights; for the objective pairs, sources and targets."
     )
     encoding: str = Field(default="utf-8", description="How the bytes of the file are text.")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="Held out from the end.")
@@ -226,6 +235,8 @@ class Recipe(_Strict):
         Left out is what belongs to one call: where to go on, and whether to begin anew.
         """
         raw = self.model_dump(exclude_defaults=True, exclude={"overwrite_output_dir", "resume_from_checkpoint"})
+        for part in raw["data"] if isinstance(self.data, list) else ():
+            part["data"] = str(Path(part["data"]).resolve()) if Path(part["data"]).exists() else part["data"]
         for key in ("data", "model", "tokenizer"):  # names of corpora stay names
             if isinstance(raw.get(key), str) and Path(raw[key]).exists():
                 raw[key] = str(Path(raw[key]).resolve())
@@ -239,7 +250,8 @@ class Recipe(_Strict):
     def differences(self, other: Recipe) -> list[str]:
         """Keys that decide the weights and that `other` has different: `key: here → there`."""
         here, there = (dict(leaves(yaml.safe_load(recipe.to_yaml()))) for recipe in (self, other))
-        keys = [key for key in dict.fromkeys([*here, *there]) if key.split(".")[0] not in FREE]
+        free = FREE - {"save_steps"} if "rewind" in (self.spike_policy, other.spike_policy) else FREE
+        keys = [key for key in dict.fromkeys([*here, *there]) if key.split(".")[0] not in free]
         changed = [key for key in keys if here.get(key) != there.get(key)]
         return [f"{key}: {here.get(key, 'default')} → {there.get(key, 'default')}" for key in changed]
 
@@ -258,7 +270,16 @@ class Recipe(_Strict):
     @property
     def sources(self) -> list[Path]:
         """The files of the data; raises `DataError` when one is missing."""
-        return [resolve(file) for file in ([self.data] if isinstance(self.data, str) else self.data.files)]
+        if isinstance(self.data, PairFiles):
+            return [resolve(file) for file in self.data.files]
+        return [Path(text) / RECORD if is_built(text) else resolve(text) for text in self.texts]
+
+    @property
+    def texts(self) -> list[str]:
+        """The names of the texts, as they are given; none where the data are pairs."""
+        if isinstance(self.data, list):
+            return [part.data for part in self.data]
+        return [self.data] if isinstance(self.data, str) else []
 
     def warmup(self, steps: int) -> int:
         """Return how many of `steps` have a rising rate."""
@@ -267,7 +288,7 @@ class Recipe(_Strict):
 
 def _sentence(error: Mapping[str, Any]) -> str:
     """One error of pydantic as `key: what must hold, but is value`."""
-    named = {name for part in (Recipe, PairFiles, Curriculum, Muon, Tokenizer) for name in part.model_fields}
+    named = {name for part in (Recipe, PairFiles, Weighted, Curriculum, Muon, Tokenizer) for name in part.model_fields}
     key = ".".join(part for part in error["loc"] if part in named)
     if error["type"] == "missing":
         return f"{key} must be given"
