@@ -98,6 +98,13 @@ class LocalSubject:
                 return [self._single(ids, rows[0], prefix)]
             return self._together(ids, rows, prefix)
 
+    def of_ids(self, context: Sequence[int], continuation: Sequence[int]) -> Likelihood:
+        """Return how a continuation is expected, both given as token ids, at least one each."""
+        if self.kind != "decoder":
+            raise cannot(self.name, "writes from left to right")
+        with evaluating(self.network):
+            return self._single(list(context), list(continuation), "")
+
     def _encode(self, context: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         if not all(continuations):
             raise DataError("a continuation must have a character, but one is empty")
