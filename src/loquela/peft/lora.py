@@ -16,7 +16,6 @@ For an embedding, A holds a column for each token: y = E[token] + s · B A[:, to
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -29,6 +28,7 @@ from loquela.errors import ConfigError, UsageError
 from loquela.models.base import Network
 from loquela.peft.base import AdapterConfig, Part
 from loquela.peft.draw import Draw
+from loquela.peft.patterns import fits
 from loquela.peft.targets import chosen, stored_transposed, suffixes
 
 __all__ = ["CONFIG", "EmbeddingLoRA", "LoRA", "LoRAConfig", "make"]
@@ -239,7 +239,7 @@ def _embedding_start(layer: nn.Embedding, rank: int, config: LoRAConfig, draw: D
 
 def _by_name(pattern: dict[str, int], disk: str, default: float) -> float:
     for key, value in pattern.items():
-        if disk == key or disk.endswith(f".{key}") or re.fullmatch(rf"(.*\.)?({re.escape(key)})", disk):
+        if disk == key or disk.endswith(f".{key}") or fits(rf"(.*\.)?({key})", disk):
             return value
     return default
 

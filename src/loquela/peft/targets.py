@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from loquela.checkpoint.rules import disk_name
-from loquela.errors import ConfigError, UsageError, nearest
+from loquela.errors import UsageError, nearest
 from loquela.layers.experts import MixtureOfExperts
 from loquela.layers.positions import RelativeBias
 from loquela.models.base import Network
 from loquela.peft.base import AdapterConfig
+from loquela.peft.patterns import fits
 
 __all__ = [
     "HEADS",
@@ -28,7 +28,6 @@ __all__ = [
 
 HEADS = ("lm_head", "lm_head.decoder", "classifier", "token_classifier")
 """Modules on top of a network, by name in code."""
-_MAX_PATTERN = 1_000
 
 
 def disk_names(network: Network) -> dict[str, str]:
@@ -144,22 +143,11 @@ def ends_with(disk: str, targets: Sequence[str]) -> bool:
 
 def matches(targets: list[str] | str, disk: str) -> bool:
     """Whether a name on disk is meant by `targets`; see `chosen`."""
-    return _fullmatch(targets, disk) if isinstance(targets, str) else ends_with(disk, targets)
+    return fits(targets, disk) if isinstance(targets, str) else ends_with(disk, targets)
 
 
 def _inside(network: Network, kind: type[nn.Module]) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, kind)]
-
-
-def _fullmatch(pattern: str, text: str) -> bool:
-    if len(pattern) > _MAX_PATTERN or re.search(r"[*+}]\)*[*+{]", pattern):
-        raise ConfigError(f"a pattern of an adapter must be short and without nested repeats, but is {pattern!r:.100}")
-    try:
-        return re.fullmatch(pattern, text) is not None
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(
-            f"a pattern of an adapter must be a regular expression, but {pattern!r:.100}: {error}"
-        ) from None
 
 
 def _under(disk: str, module: str) -> bool:

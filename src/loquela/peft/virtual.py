@@ -108,11 +108,12 @@ def _rows(each: list[Tensor | None], soft: Soft) -> Tensor:
 
 def _filled(part: Virtual, network: Network) -> Cache:
     """Return a cache of one row with what a soft prompt became; kept until it or the base changes."""
-    if network.training or (torch.is_grad_enabled() and any(t.requires_grad for t in part.tensors.values())):
-        return part.became(network)
     wardrobe: Any = network.wardrobe
     own = next(adapter for adapter in wardrobe.adapters.values() if adapter.virtual is part)
     tensors = [*network.parameters(), *(tensor for _, tensor in own.tensors())]
+    if network.training or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        part.kept = None  # an update may follow, and a fused one does not say so in a version
+        return part.became(network)
     key = sum(t._version for t in tensors), tensors[0].dtype, tensors[0].device
     if part.kept is None or part.kept[0] != key:
         with torch.no_grad():
