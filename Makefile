@@ -38,6 +38,8 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	@$(PIP) --editable '.[dev]'
+	@if command -v npm >/dev/null; then npm install --silent --no-audit --no-fund --prefix $(VENV)/node typescript@5.9.3 >/dev/null || \
+		echo "no TypeScript compiler could be installed: the page's types are not checked"; fi
 	@touch $@
 
 clean:

@@ -22,13 +22,13 @@ export function compareSection() {
     keep("compare", prompt.value);
     go.disabled = true;
     const seed = settings.seed ?? Math.floor(Math.random() * 2 ** 31);
+    cards.replaceChildren();
     const asked = names.filter((name) => chosen.has(name)).map((name) => {
       const output = el("div", { class: "output", data: { model: name } });
       const method = state.about.adapters[name];
       cards.append(el("article", { class: "card" }, el("h2", {}, name), el("p", { class: "soft" }, method ? `adapter: ${method}` : "the base model"), output));
       return { name, output };
     });
-    cards.replaceChildren(...[...cards.children].slice(-asked.length));
     try {
       await Promise.all(asked.map(({ name, output }) => write({ prompt: prompt.value, model: name, seed }, (piece) => output.append(chip(piece)))));
     } catch (error) {

@@ -84,7 +84,7 @@ export function completeSection() {
         {},
         ...children.map((branch) => {
           const words = branch.pieces.slice(branch.at).map((p) => p.token).join("");
-          const label = `${branch.parent === null ? branch.prompt.slice(-24) : "…"}${words}`.replace(/\s+/g, " ").slice(0, 60) || "…";
+          const label = `${branch.parent === null ? branch.prompt.slice(0, 40) : "…"}${words}`.replace(/\s+/g, " ").slice(0, 60) || "…";
           return el(
             "li",
             {},

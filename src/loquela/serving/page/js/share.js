@@ -46,7 +46,7 @@ export function asPython(prompt) {
  * @param {(kept: any) => void} open
  */
 export function shareBar(present, open) {
-  const file = el("input", { type: "file", accept: "application/json,.json", class: "visually-hidden", id: "open-file", tabIndex: -1 });
+  const file = el("input", { type: "file", accept: "application/json,.json", class: "visually-hidden", id: "open-file", tabIndex: -1, "aria-label": "A text that was saved" });
   file.addEventListener("change", async () => {
     const chosen = file.files?.[0];
     if (!chosen) return;
