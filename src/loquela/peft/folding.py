@@ -53,7 +53,8 @@ def write_merged(
         combine(network, names, weights, how, into=(worn := "+".join(names) + " combined"), density=density)
     else:
         worn = names[0]
-    probes = _probes(network, model.tokenizer)
+    with wearing(network, worn):  # the window is less what a soft prompt takes
+        probes = _probes(network, model.tokenizer)
     before = _logits(network, probes, worn)
     merge(network, worn)
 
