@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loquela.checkpoint.sizes import PARTS, _kept_per_token, _measured, size
+from loquela.checkpoint.sizes import PARTS, kept_per_token, _measured, size
 from loquela.models.base import architecture, architectures, config_from_dict
 
 LLAMA_7B = {"model_type": "llama"}
@@ -158,7 +158,7 @@ def test_activations_are_within_a_third_of_what_autograd_keeps(raw: dict[str, An
     network = architecture(config.model_type).NETWORK(config)
     network.initialise()
     real = kept(network, torch.randint(0, 500, (4, 64)))
-    assert 2 / 3 <= (_kept_per_token(network) + network.vocab_size) / real <= 4 / 3
+    assert 2 / 3 <= (kept_per_token(network) + network.vocab_size) / real <= 4 / 3
 
 
 @pytest.mark.parametrize("model_type", [name for name in architectures() if "moe" in name or name == "mixtral"])

@@ -261,7 +261,7 @@ def test_smoothing_floor_and_layers_computed_again_change_what_they_say(recipe: 
 
 
 @pytest.mark.soak
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler, about itself
 def test_compiled_layers_learn_the_same(recipe: dict[str, Any], tmp_path: Path) -> None:
     """Takes half a minute of compiling."""
     recipe |= {"max_steps": 6, "sample_steps": 3}

@@ -82,7 +82,7 @@ def _measured(config: Config, tokens: int | None) -> Size:
     # What reads a source and writes a target has both in memory, and often no window at all.
     window = min(network.context_length, TOKENS) if network.kind == "encoder-decoder" else network.context_length
     tokens = tokens or min(window, TOKENS)
-    activations = _FLOAT * tokens * (_kept_per_token(network) + network.vocab_size)
+    activations = _FLOAT * tokens * (kept_per_token(network) + network.vocab_size)
     lora = LORA_RANK * sum(linear.in_features + linear.out_features for linear in _block_linears(network))
     memory = {
         "run": _FLOAT * (total + window * _cached_per_token(network)),
@@ -120,16 +120,16 @@ def _block_linears(network: Network) -> Iterator[nn.Linear]:
             yield module
 
 
-def _kept_per_token(module: nn.Module) -> int:
+def kept_per_token(module: nn.Module) -> int:
     """Numbers that the backward pass needs of each token (A above, but for the logits)."""
     if isinstance(module, nn.Embedding):
         return 0
     shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
     kept = sum(sum(shape) for shape in shapes if len(shape) == 2)
     kept += sum(shape[0] for shape in shapes[:1] if len(shape) == 1)  # the weight of a norm, not its bias
-    kept += sum(map(_kept_per_token, module.children()))
+    kept += sum(map(kept_per_token, module.children()))
     if isinstance(module, MixtureOfExperts):  # a token meets the chosen experts only
-        kept -= _kept_per_token(module.experts) * (len(module.experts) - module.chosen) // len(module.experts)
+        kept -= kept_per_token(module.experts) * (len(module.experts) - module.chosen) // len(module.experts)
     return kept
 
 

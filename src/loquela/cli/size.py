@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,13 +31,27 @@ def size(
         Path,
         typer.Argument(
             metavar="X",
-            help="A model directory, a config.json, a recipe (.yaml), or a name (bert-base-uncased, gpt-4).",
+            help="A model directory, a config.json, a recipe (.yaml), a name (bert-base-uncased, gpt-4), or 7B, 1T.",
         ),
     ],
     tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of one text of training. Default: block_size, or the window up to 2,048."),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what training from scratch would take on a cluster.")
+    ] = False,
+    hardware: Annotated[str, typer.Option(help="Of the plan: h100, a100, rtx4090, …, or `this` machine.")] = "h100",
+    devices: Annotated[int, typer.Option(min=1, max=10**7, help="Of the plan: how many.")] = 8,
+    train_tokens: Annotated[
+        str | None, typer.Option(help="Of the plan: tokens to learn from (300B, 1.4T). Default: 20 per parameter.")
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, help="Of the plan: devices that split each matrix.")] = 1,
+    rows: Annotated[int, typer.Option(min=1, help="Of the plan: texts that a device computes at once.")] = 1,
+    mfu: Annotated[float, typer.Option(help="Of the plan: share of the devices' peak that is reached.")] = 0.4,
+    keep_activations: Annotated[
+        bool, typer.Option("--keep-activations", help="Of the plan: nothing is computed again in the backward pass.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Parameters by part, and the memory to run, tune and train a model; nothing is loaded, any size will do.
@@ -44,11 +59,28 @@ def size(
     With P parameters, in bytes: run is 4 P and the cache of a full context window; tune_full is 16 P (float32 weights,
     gradients, the two moments of AdamW) and activations; tune_lora is 4 P, 16 bytes for each parameter of LoRA (rank
     16 on every linear layer of the blocks) and activations; train is 16 P and the activations of 8 texts. Activations
-    are an estimate, within a third. The process itself takes some 300 MB more.
+    are an estimate, within a third. The process itself takes some 300 MB more. Formulas of --plan: docs/training.md.
     """
     from loquela.checkpoint import sizes
 
     config, block_size = _read(what)
+    if plan:
+        from loquela.checkpoint import plan as plans
+        from loquela.cli.planning import number, show_plan
+
+        planned = plans.plan(
+            config,
+            on=plans.hardware(hardware),
+            devices=devices,
+            tokens=None if train_tokens is None else number(train_tokens),
+            sequence=tokens or block_size,
+            rows=rows,
+            tensor_parallel=tensor_parallel,
+            mfu=mfu,
+            recompute=not keep_activations,
+        )
+        print_json({"model_type": config.model_type, "plan": asdict(planned)}) if json else show_plan(planned)
+        return
     result = sizes.size(config, tokens=tokens or block_size)
     if json:
         print_json(
@@ -84,8 +116,15 @@ def _read_name(name: Path) -> Any:
     from loquela.checkpoint.configs import read_config
     from loquela.checkpoint.hub import resolve
     from loquela.checkpoint.known import NOTES, known_config
+    from loquela.checkpoint.plan import decoder_of
+    from loquela.cli.planning import parameters_meant
     from loquela.errors import CheckpointError
 
+    if (parameters := parameters_meant(str(name))) is not None:
+        config = decoder_of(parameters)
+        shape = config.to_dict()
+        note(f"{name}: LLaMA's form with {shape['num_hidden_layers']} layers of width {shape['hidden_size']}")
+        return config
     try:
         place = resolve(name)
     except CheckpointError:
