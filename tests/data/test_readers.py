@@ -60,7 +60,7 @@ class TestCutting:
     def test_tokens_of_the_pieces_are_those_of_the_whole(self, kind: str, data: st.DataObject) -> None:
         text = data.draw(st.lists(awkward, min_size=1, max_size=8).map("x\nx".join))
         tokenizer = TOKENIZERS[kind]
-        pieces = list(readers._cut([text], Path("x.txt"), notes := []))
+        pieces = list(readers.cut([text], Path("x.txt"), notes := []))
         assert "".join(piece.text for piece in pieces) == text
         assert [piece.ends_document for piece in pieces] == [False] * (len(pieces) - 1) + [True]
         assert not notes

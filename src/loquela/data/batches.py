@@ -52,7 +52,10 @@ class BlockOrder:
         that the batch is the same however many ranks share it.
         """
         rows = shares(self.batch_size, rank, world)
-        row = np.uint64(step * self.batch_size) + np.arange(rows.start, rows.stop, dtype=np.uint64)
+        return self.starts(np.uint64(step * self.batch_size) + np.arange(rows.start, rows.stop, dtype=np.uint64))
+
+    def starts(self, row: Words) -> npt.NDArray[np.int64]:
+        """Return where the blocks with these numbers in the endless row start, (n,)."""
         epoch, index = np.divmod(row, np.uint64(self.blocks_per_epoch))
         *keys, offset = self._keys(epoch)
         starts: Words = offset % np.uint64(self._offsets) + self._permuted(np.array(keys), index) * np.uint64(

@@ -15,7 +15,7 @@ from loquela.data import documents
 from loquela.data.files import characters
 from loquela.errors import DataError
 
-__all__ = ["Piece", "Source", "file_hash", "measure", "read_pieces"]
+__all__ = ["Piece", "Source", "cut", "file_hash", "measure", "read_pieces"]
 
 PIECE = 1 << 15
 """Characters of a piece, about: small enough to spread over cores, large enough that borders are rare."""
@@ -93,7 +93,7 @@ def read_pieces(
     form = documents.format_of(path)
     text = characters(path, encoding, notes)
     if form is None:
-        yield from _cut(_window(text, start, stop), path, notes)
+        yield from cut(_window(text, start, stop), path, notes)
         return
     found = False
     for index, document in enumerate(form(path, text)):
@@ -101,7 +101,7 @@ def read_pieces(
         if stop is not None and index >= stop:
             return
         if index >= start:
-            yield from _cut([document], path, notes)
+            yield from cut([document], path, notes)
     if not found:
         raise DataError(f"{path} must have documents, but has none")
 
@@ -118,8 +118,8 @@ def _window(parts: Iterable[str], start: int, stop: int | None) -> Iterator[str]
             return
 
 
-def _cut(parts: Iterable[str], path: Path, notes: list[str]) -> Iterator[Piece]:
-    """Yield the pieces of one document."""
+def cut(parts: Iterable[str], path: Path, notes: list[str]) -> Iterator[Piece]:
+    """Yield the pieces of one document, which comes in any `parts`; see `read_pieces`."""
     buffer, searched = "", 0  # nowhere before `searched` is a safe place
     cut_anywhere = False
     for part in parts:

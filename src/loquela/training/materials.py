@@ -9,8 +9,11 @@ from pathlib import Path
 from loquela.checkpoint.store import atomic_directory
 from loquela.data import shards
 from loquela.data.bitext import Bitext, Pairs, TextPair, is_held_out, read_pairs
+from loquela.data.built import TOKENIZER, is_built, open_built
+from loquela.data.mixture import Mixture
 from loquela.data.objectives import OBJECTIVES
 from loquela.data.samples import Material, Task, Text
+from loquela.data.shards import Corpus
 from loquela.data.special import Special
 from loquela.data.vocabulary import train_tokenizer
 from loquela.errors import RecipeError
@@ -28,7 +31,10 @@ def vocabulary(recipe: Recipe, directory: Path, given: Tokenizer | None, on_even
     own = directory / "data" / "tokenizer"
     if own.exists():
         return Tokenizer.load(own)
-    if isinstance(recipe.tokenizer, str):
+    built = [path for path in recipe.texts if is_built(path)]
+    if built:
+        tokenizer = _of_built(built, recipe)
+    elif isinstance(recipe.tokenizer, str):
         tokenizer = Tokenizer.load(recipe.tokenizer)
     elif recipe.tokenizer is None and given is not None:
         tokenizer = given
@@ -42,6 +48,20 @@ def vocabulary(recipe: Recipe, directory: Path, given: Tokenizer | None, on_even
     return tokenizer
 
 
+def _of_built(directories: list[str], recipe: Recipe) -> Tokenizer:
+    """Return the tokenizer that the directories were built with; it must be one for all, and the recipe's if named."""
+    tokenizers = {path: Tokenizer.load(Path(path) / TOKENIZER) for path in directories}
+    if isinstance(recipe.tokenizer, str):
+        tokenizers[recipe.tokenizer] = Tokenizer.load(recipe.tokenizer)
+    elif recipe.tokenizer is not None:
+        raise RecipeError(f"tokenizer must not be trained where data is built already, as {directories[0]} is")
+    first = tokenizers[directories[0]]
+    for path, tokenizer in tokenizers.items():
+        if tokenizer.fingerprint != first.fingerprint:
+            raise RecipeError(f"all data must be built with one tokenizer, but {directories[0]} and {path} have two")
+    return first
+
+
 def _learnt(recipe: Recipe, wanted: TokenizerRecipe) -> Tokenizer:
     special = OBJECTIVES[recipe.objective].special_tokens
     if isinstance(recipe.data, PairFiles):
@@ -49,7 +69,7 @@ def _learnt(recipe: Recipe, wanted: TokenizerRecipe) -> Tokenizer:
         texts = (text for pair in _pairs(recipe, []) if not is_held_out(pair, fraction) for text in pair)
         return Tokenizer.train(wanted.kind, texts, wanted.vocab_size, special_tokens=special)
     return train_tokenizer(
-        recipe.source,
+        recipe.texts,
         wanted.kind,
         wanted.vocab_size,
         encoding=recipe.encoding,
@@ -84,16 +104,28 @@ def material(recipe: Recipe, network: Network, tokenizer: Tokenizer, directory: 
         )
         _say(bitext.notes, on_event)
         return Pairs(bitext, task)
-    corpus = shards.build(
-        recipe.source,
-        tokenizer,
-        directory / "data",
-        encoding=recipe.encoding,
-        validation_fraction=recipe.validation_fraction,
-        progress=lambda done, total: on_event(Preparing("tokenising the text", done / max(1, total))),
-    )
+    texts = [
+        Text(_corpus(recipe, name, tokenizer, directory / "data" / (f"part-{n}" if n else ""), on_event), task)
+        for n, name in enumerate(recipe.texts)
+    ]
+    weights = [part.weight for part in recipe.data] if isinstance(recipe.data, list) else [1.0]
+    return texts[0] if len(texts) == 1 else Mixture(texts, weights)
+
+
+def _corpus(recipe: Recipe, name: str, tokenizer: Tokenizer, directory: Path, on_event: Listener) -> Corpus:
+    if is_built(name):
+        corpus, _ = open_built(name)
+    else:
+        corpus = shards.build(
+            name,
+            tokenizer,
+            directory,
+            encoding=recipe.encoding,
+            validation_fraction=recipe.validation_fraction,
+            progress=lambda done, total: on_event(Preparing("tokenising the text", done / max(1, total))),
+        )
     _say(corpus.notes, on_event)
-    return Text(corpus, task)
+    return corpus
 
 
 def _say(notes: list[str], on_event: Listener) -> None:

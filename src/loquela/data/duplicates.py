@@ -1,0 +1,119 @@
+"""Documents that say the same: exactly, by their hash; nearly, by the share of their shingles that they have in common.
+
+A shingle is five tokens in a row. The share of common shingles, |A ∩ B| / |A ∪ B|, is estimated by MinHash (Broder,
+1997) in its one-permutation form (Li, Owen and Zhang, 2012): one hash per shingle, its first bits choose one of 128
+bins, and each bin keeps its least value. Empty bins borrow from the next (Shrivastava and Li, 2014). Documents whose
+values agree in one of 25 bands of 5 are compared (locality-sensitive hashing), and the comparison is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BINS", "Duplicates", "join", "minima", "similarity"]
+
+BINS = 128
+_BIN_BITS = np.uint64(7)
+_BANDS, _BAND = 25, 5
+_SHINGLE = 5
+_EMPTY = np.uint32(0xFFFF_FFFF)
+_MOST = 64
+"""Documents of one band's value that a new one is compared with; boilerplate would fill such a list for ever."""
+Words = npt.NDArray[np.uint64]
+Signatures = npt.NDArray[np.uint32]
+
+
+def _hashes(ids: npt.NDArray[Any]) -> Words:
+    """Return the hash of every shingle of a document; of one that is shorter, of all of it."""
+    ids = ids.astype(np.uint64)
+    width = min(_SHINGLE, len(ids))
+    count = len(ids) - width + 1
+    state = np.zeros(count, dtype=np.uint64)
+    for place in range(width):
+        state = (state ^ ids[place : place + count]) * np.uint64(0x9FB2_1C65_1E98_DF25)
+        state ^= state >> np.uint64(32)
+    state *= np.uint64(0xBF58_476D_1CE4_E5B9)
+    state ^= state >> np.uint64(31)
+    hashes: Words = state
+    return hashes
+
+
+def minima(documents: Sequence[npt.NDArray[Any]]) -> Signatures:
+    """Return the least value of each bin of each document (documents, BINS); 2³² - 1 where a bin is empty."""
+    signatures = np.full((len(documents), BINS), _EMPTY, dtype=np.uint32)
+    for ids, bins in zip(documents, signatures, strict=True):
+        if len(ids):
+            hashes = _hashes(ids)
+            np.minimum.at(bins, (hashes >> (np.uint64(64) - _BIN_BITS)).astype(np.intp), hashes.astype(np.uint32))
+    return signatures
+
+
+def join(parts: Signatures) -> Signatures:
+    """Return the bins (BINS,) of a document from those of its parts (parts, BINS)."""
+    joined: Signatures = parts.min(axis=0)
+    return joined
+
+
+def _bands(signatures: Signatures) -> Words:
+    """Return one number for each band of each document (documents, bands); empty bins are filled first."""
+    n = len(signatures)
+    twice = np.concatenate((signatures, signatures), axis=1)
+    place = np.where(twice != _EMPTY, np.arange(2 * BINS), 2 * BINS - 1)
+    ahead = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1][:, :BINS]
+    filled = np.take_along_axis(twice, ahead, axis=1).astype(np.uint64)
+    filled += (ahead - np.arange(BINS)).astype(np.uint64) * np.uint64(0x1_0000_0001)
+    rows = filled[:, : _BANDS * _BAND].reshape(n, _BANDS, _BAND)
+    keys: Words = np.broadcast_to(np.arange(_BANDS, dtype=np.uint64), (n, _BANDS)).copy()
+    for place_in_band in range(_BAND):
+        keys = (keys ^ rows[:, :, place_in_band]) * np.uint64(0x9FB2_1C65_1E98_DF25)
+        keys ^= keys >> np.uint64(29)
+    return keys
+
+
+def similarity(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Return the share of the shingles of two documents that both have, from 0 to 1."""
+    if not len(a) or not len(b):
+        return float(len(a) == len(b))
+    one, other = np.unique(_hashes(a)), np.unique(_hashes(b))
+    common = len(np.intersect1d(one, other, assume_unique=True))
+    return common / (len(one) + len(other) - common)
+
+
+class Duplicates:
+    """Which documents say nearly what an earlier one says."""
+
+    def __init__(self, signatures: Signatures, tokens_of: Callable[[int], npt.NDArray[Any]], threshold: float) -> None:
+        self.tokens_of, self.threshold = tokens_of, threshold
+        keys = _bands(signatures)
+        flat = np.sort(keys, axis=None)
+        again = np.unique(flat[1:][flat[1:] == flat[:-1]])
+        self._keys = np.where(np.isin(keys, again), keys, np.uint64(0))  # a value that comes once finds nobody
+
+    def groups(self, *, chained: bool) -> npt.NDArray[np.int64]:
+        """Return for each document the earliest one that it nearly says again, or itself (documents,).
+
+        Compared are those before it that say nothing again, or with `chained` all before it; then the one that is
+        named is the beginning of a chain, in which neighbours are alike.
+        """
+        first = np.arange(len(self._keys))
+        lists: dict[int, list[int]] = {}
+        for document in np.flatnonzero(self._keys.any(axis=1)).tolist():
+            keys = [int(key) for key in self._keys[document] if key]
+            near: set[int] = {other for key in keys for other in lists.get(key, ())}
+            like = [
+                o for o in sorted(near) if similarity(self.tokens_of(o), self.tokens_of(document)) >= self.threshold
+            ]
+            if like:
+                root = int(first[like].min())
+                for other in first[like].tolist() if chained else ():
+                    first[first == other] = root
+                first[document] = root
+            if not like or chained:
+                for key in keys:
+                    if len(lists.setdefault(key, [])) < _MOST:
+                        lists[key].append(document)
+        return first
