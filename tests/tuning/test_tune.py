@@ -233,3 +233,28 @@ def test_recipes_are_checked_to_the_last_key(pairs: Path) -> None:
             TuneRecipe.load(base, [change])
     again = TuneRecipe.load(base, ["r=16"])
     assert TuneRecipe.load(json.loads(json.dumps(again.model_dump()))).differences(again) == []
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parents[2] / "recipes" / "tune").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_recipes_that_are_shipped_are_recipes(recipe: Path) -> None:
+    assert TuneRecipe.load(recipe).tasks
+
+
+def test_the_page_names_every_format_and_method() -> None:
+    from loquela.data.pairs import FORMATS
+
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
+    assert all(f"| {name} |" in page for name in FORMATS)
+    assert all(f"| `{name}` |" in page for name in METHODS)
+
+
+def test_the_api_opens_what_was_tuned(encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.tsv"
+    data.write_text("cat cat\tgood\ndog dog\tbad\n" * 20)
+    result = run(encoder, data, tmp_path / "out", learning_rate=0.01, max_steps=30)
+    model = loquela.load(result.model, adapter=result.adapter)
+    labels = model.network.labels  # type: ignore[attr-defined]
+    for text, label in (("cat cat", "good"), ("dog dog", "bad")):
+        assert labels[int(model.logits(model.tokenizer.encode(text)).argmax())] == label

@@ -14,10 +14,13 @@ from loquela.models.base import Network
 
 __all__ = ["Assembler", "Order", "shares"]
 
-ENOUGH = 256
-"""Positions that are enough to keep the processor busy: a group of samples is not cut smaller than that."""
-PACKED = 512
-"""Width of a packed row: its attention costs the square, most of it between samples that do not see each other."""
+ENOUGH, PLENTY = 256, 512
+"""Positions that keep a processor busy: a group of samples is cut no smaller than that, and where it would be larger.
+
+More at once would not be faster, but what is kept for the backward pass grows with them. A narrow network needs more
+of them: as many as hold `NUMBERS` numbers at a layer.
+"""
+NUMBERS = 400_000
 WASTE = 0.1
 """Share of a batch that may be filling before it is cut."""
 
@@ -85,6 +88,7 @@ class Assembler:
     def __init__(self, network: Network, *, at_most: int, limit: int, packing: bool) -> None:
         self.at_most, self.limit = at_most, limit
         self.looks_ahead = network.kind == "encoder"
+        self.plenty = max(PLENTY, NUMBERS // network.dim)
         plain = getattr(type(network), "undressed", type(network))  # adapters pass on what they do not know
         self.packs = packing and "segments" in inspect.signature(plain.hidden).parameters
 
@@ -108,8 +112,9 @@ class Assembler:
         content = 0
         for index in order:
             if group:
-                wasted = 1 - (content + lengths[index]) / (lengths[group[0]] * (len(group) + 1))
-                if len(group) == self.at_most or (content >= ENOUGH and wasted > WASTE):
+                area = lengths[group[0]] * (len(group) + 1)
+                wasteful = content >= ENOUGH and 1 - (content + lengths[index]) / area > WASTE
+                if len(group) == self.at_most or area > self.plenty or wasteful:
                     yield group
                     group, content = [], 0
             group.append(index)
@@ -122,9 +127,9 @@ class Assembler:
         if not self.packs or samples[0].source is not None or self.looks_ahead or len(samples) == 1:
             return self.batches(samples)
         lengths = [len(sample.inputs) for sample in samples]
-        width = min(self.limit, max(PACKED, *lengths))
+        width = min(self.limit, max(PLENTY, *lengths))
         rows = [_packed_row([samples[i] for i in row]) for row in _rows(lengths, width)]
-        return self.batches(rows)
+        return [self.together([row]) for row in rows]
 
 
 def _rows(lengths: Sequence[int], limit: int) -> list[list[int]]:

@@ -93,7 +93,7 @@ class TuneRecipe(_Strict):
     )
     beta: Annotated[float, Field(gt=0)] = Field(default=0.1, description="DPO: how near to the base it stays.")
 
-    per_device_train_batch_size: Count = Field(default=8, description="Samples computed at once.")
+    per_device_train_batch_size: Count = Field(default=8, description="Samples computed at once, at most.")
     per_device_eval_batch_size: Count = Field(default=16, description="Samples scored at once.")
     gradient_accumulation_steps: Count = Field(default=1, description="Such batches in one update.")
     packing: bool = Field(
