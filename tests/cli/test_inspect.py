@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from loquela import peft
 from loquela.api import load
 
 Run = Callable[..., Any]
@@ -78,6 +80,19 @@ def test_a_report(loquela: Run, model_directory: Path, tmp_path: Path) -> None:
     assert "a diff needs a second model" in content  # said, not left out
     assert loquela("inspect", "tokens,next", "-m", model_directory, TEXT, "--report", file).code == 0
     assert "attention: who" not in file.read_text()
+
+
+def test_an_adapter(loquela: Run, model_directory: Path, tmp_path: Path) -> None:
+    network = load(model_directory).network
+    peft.attach(network, peft.config_for("lora", r=2, target_modules="all-linear"), "mine", seed=0)
+    with torch.no_grad():
+        for parameter in peft.trainable(network, "mine").values():
+            parameter += 0.1
+    peft.save_adapter(network, "mine", tmp_path / "mine", base=str(model_directory))
+    worn = ("-m", model_directory, "--adapter", tmp_path / "mine", "--json")
+    assert json.loads(loquela("inspect", "anatomy", *worn).out)["adapter"]["method"] == "lora"
+    changed = json.loads(loquela("inspect", "diff", TEXT, *worn).out)["change"]
+    assert max(abs(change) for change in changed if change is not None) > 1e-3
 
 
 def test_wrong_usage(loquela: Run, model_directory: Path, tmp_path: Path) -> None:

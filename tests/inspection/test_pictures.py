@@ -324,3 +324,56 @@ def test_forgetting(tmp_path: Path) -> None:
     assert list(shown.figures()) == ["matrix", "tasks", "texts"]
     with pytest.raises(DataError, match="what loquela tune writes"):
         inspect.forgetting(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(("method", "before", "queries"), [("prompt", 4, 0), ("prefix", 4, 0)])
+def test_virtual_tokens_are_looked_at(method: str, before: int, queries: int) -> None:
+    """What is worn stands before the text: attention has columns for it, and nothing else is moved by it."""
+    found = model_of.__wrapped__("llama")
+    peft.attach(found.network, peft.config_for(method, num_virtual_tokens=4), "soft", seed=0)
+    count = len(found.tokenizer.encode(TEXT))
+    shown = inspect.attention(found, TEXT, adapter="soft").data
+    assert np.array(shown["attention"]).shape == (2, 4, count + queries, count + before)
+    assert shown["keys"][:before] == [f"prefix {i}" for i in range(before)]
+    assert shown["rollout"] is None
+    lens = inspect.lens(found, TEXT, adapter="soft").data
+    with peft.wearing(found.network, "soft"):
+        expected = found.network(torch.tensor([found.tokenizer.encode(TEXT)]))[0].argmax(-1).tolist()
+    assert [cell[0]["text"] for cell in lens["top"][-1]] == [found.tokenizer.token(i) for i in expected]
+    terms = inspect.attribution(found, TEXT, adapter="soft").data
+    assert sum(t["value"] for t in terms["terms"]) == pytest.approx(terms["total"], abs=1e-4)
+    assert len(terms["saliency"]) == count
+    words = inspect.embeddings(found, "cat dog mat", adapter="soft").data
+    if method == "prompt":
+        assert len(words["soft_prompt"]["nearest"]) == len(words["soft_prompt"]["points"]) == 4
+    else:  # a prefix is keys and values, which no word is near to
+        assert words["soft_prompt"] is None
+
+
+def test_the_picture_that_the_documentation_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "inspection.md").read_text()
+    (source,) = [block for block in page.split("```python\n")[1:] if "VIEWS =" in block]
+    (tmp_path / "norms_by_layer.py").write_text(source.split("```")[0])
+    from loquela.inspection import pictures
+    from loquela.inspection.picture import Pictures
+
+    monkeypatch.setattr(pictures, "__path__", [*pictures.__path__, str(tmp_path)])
+    picture = Pictures()["norms_by_layer"]
+    assert picture.title == "How long each token's vector is after every layer"
+    assert (picture.options["most"].kind, picture.options["most"].help) == (int, "Tokens at most.")
+    data = picture.data(model_of("llama"), TEXT)
+    assert np.array(data["norms"]).shape == (2, len(data["tokens"]))
+    assert picture.figure(data).layout.title.text == "The length of each vector"
+    assert str(picture.terminal(data)).startswith("The:")
+
+
+def test_the_documentation_names_every_picture_and_key() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "inspection.md").read_text()
+    for name, picture in PICTURES.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        for view in picture.views:
+            assert f"`{view}`" in row
+    for name, text in (("tokens", TEXT), ("attention", TEXT), ("next", TEXT), ("lens", TEXT), ("attribution", TEXT)):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        for key in inspect(name, model_of("llama"), text).data:
+            assert f"`{key}`" in row or key == "unavailable", (name, key)

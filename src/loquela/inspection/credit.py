@@ -60,6 +60,7 @@ def attribute(reading: Reading, place: int, token: int) -> tuple[list[Term], flo
     Computed in float64. Raises `UnavailableError` for a network whose blocks are not sums, or whose head is not linear.
     """
     network = reading.network
+    place = place % len(reading.written) - len(reading.written)  # from the end: a soft prompt stands before the text
     side = stack(network)
     layers = side.layers
     assert isinstance(layers, nn.ModuleList)
@@ -76,7 +77,7 @@ def attribute(reading: Reading, place: int, token: int) -> tuple[list[Term], flo
         wanted += [f"{name}.layers.{i}.{part}.o_proj:input" for part in present if part != "feedforward"]
     with watch(network, *wanted) as seen, evaluating(network):
         final = reading.hidden()[0, place].double()
-        stream = _Stream(seen[wanted[0]][0][0, place].double()[None], [("embedding", None, None)])
+        stream = _Stream(seen[wanted[0]][-1][0, place].double()[None], [("embedding", None, None)])
         for i, layer in enumerate(layers):
             _block(stream, layer, i, partial(_at, seen, f"{name}.layers.{i}.", place))
         norm = getattr(side, "norm", None)
@@ -96,7 +97,7 @@ def attribute(reading: Reading, place: int, token: int) -> tuple[list[Term], flo
 
 
 def _at(seen: Seen, prefix: str, place: int, part: str) -> Tensor:
-    return seen[prefix + part][0][0, place].double()
+    return seen[prefix + part][-1][0, place].double()
 
 
 def _block(stream: _Stream, layer: nn.Module, i: int, seen: Callable[[str], Tensor]) -> None:

@@ -91,12 +91,11 @@ class Pen:
         title = _LABELS.get(part["name"], part["name"])
         size = f"{short(part['parameters'])} parameters" if part["parameters"] else "no parameters of its own"
         if part["tensors"] and all(t["tied"] for t in part["tensors"]):
-            size = "tied: the embedding once more"
+            size = "tied: the embedding again"
         flops = f" · {short(part['flops'])}FLOP" if part["flops"] and not trained else ""  # half a box has less room
-        detail = f"{part['detail']} · " if part["detail"] else ""
-        self._note(
-            x - (0.5 - split) / 2, y, f"<b>{title}</b><br><span style='font-size:11px'>{detail}{size}{flops}</span>"
-        )
+        lines = "<br>".join(line for line in (part["detail"], f"{size}{flops}") if line)
+        text = f"<b>{title}</b><br><span style='font-size:11px'>{lines}</span>"
+        self._note(x - (0.5 - split) / 2, y, text)
         tensors = "<br>".join(
             f"{t['name'] or 'weight'} {' × '.join(map(str, t['shape']))}{' (tied)' if t['tied'] else ''}"
             for t in part["tensors"][:14]
@@ -193,7 +192,7 @@ class Pen:
             caption=f"From below to above, in the order of computation; {content['kind']}, {content['dim']} numbers "
             f"for each token. One token that looks at {content['length']:,} costs {short(content['flops'])}FLOP "
             "(multiplications and additions of matrices and attention)." + trained,
-            height=int(150 + 62 * height),
+            height=int(150 + 74 * height),
             shapes=self.shapes,
             annotations=self.notes,
         )

@@ -34,7 +34,7 @@ def gradient_norms(network: Network, tokens: Tensor) -> dict[int, float]:
 
     def catch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[0]
+        return embedded[-1]
 
     training = network.training
     handle = embedding.register_forward_hook(catch)
@@ -42,11 +42,11 @@ def gradient_norms(network: Network, tokens: Tensor) -> dict[int, float]:
         with torch.enable_grad():
             hidden = network.eval().hidden(tokens[:, :-1])  # without dropout
             loss = F.cross_entropy(network.head(hidden[:, -1]).float(), tokens[:, -1], reduction="sum")
-            if embedded[0].shape[:2] != tokens[:, :-1].shape:
+            if embedded[-1].shape[:2] != tokens[:, :-1].shape:
                 raise UsageError(
                     f"gradients by distance need each token embedded once; {network.config.model_type} reads windows"
                 )
-            (gradient,) = torch.autograd.grad(loss, embedded)  # (batch, seq - 1, dim)
+            (gradient,) = torch.autograd.grad(loss, embedded[-1])  # (batch, seq - 1, dim)
     finally:
         handle.remove()
         network.train(training)

@@ -77,7 +77,7 @@ def page(title: str, sections: Iterable[Section], *, subtitle: str = "", theme: 
         bodies.append(
             f'<section id="s{number}"><h2>{html.escape(section.heading)}</h2>{note}{"".join(parts)}</section>'
         )
-    links = "".join(f'<a href="#s{i}">{html.escape(s.heading)}</a>' for i, s in enumerate(sections))
+    links = "".join(f'<a href="#s{i}">{html.escape(s.heading.partition(":")[0])}</a>' for i, s in enumerate(sections))
     templates = {name: template.to_plotly_json() for name, template in TEMPLATES.items()}
     return f"""<!doctype html>
 <html lang="en" data-theme="{theme}">

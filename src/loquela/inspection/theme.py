@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-__all__ = ["COLOURS", "DIVERGING", "INK", "SEQUENTIAL", "TEMPLATES", "figure", "heat", "visible_tokens"]
+__all__ = ["COLOURS", "DIVERGING", "INK", "SEQUENTIAL", "TEMPLATES", "figure", "heat", "ticks", "visible_tokens"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 """Okabe and Ito (2008): told apart with any common colour vision."""
@@ -82,7 +82,7 @@ def visible_tokens(texts: list[str]) -> list[str]:
     shown = []
     for text in texts:
         text = text.translate(_MARKS)
-        text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        text = "".join(c if c.isprintable() else f"<0x{ord(c):02X}>" for c in text)
         text = text if len(text) <= 24 else text[:23] + "…"
         shown.append(text.translate(_HTML))
     return shown

@@ -94,7 +94,7 @@ def weights_of(reading: Reading, part: str) -> Weights:
     name = f"{side}.layers.*.{brick}:weights"
     with watch(reading.network, name) as seen, evaluating(reading.network):
         reading.hidden()
-    found = [maps[0][0].double().cpu().numpy() for maps in seen.values()]
+    found = [maps[-1][0].double().cpu().numpy() for maps in seen.values()]
     keys = max(one.shape[-1] for one in found)
     # a layer with a window may see fewer keys than the others: those it does not see weigh 0
     return np.stack([np.pad(one, ((0, 0), (0, 0), (keys - one.shape[-1], 0))) for one in found])
@@ -233,7 +233,8 @@ def patterns(content: dict[str, Any]) -> go.Figure:
         title="Heads by what they do, clearest first",
         caption="The mean share of a head's attention that goes "
         + ", ".join(f"{_WORDS[p]} ({p})" for p in known)
-        + ". Induction is measured on random tokens written twice; the others on this text."
+        + "."
+        + (" Induction is measured on random tokens written twice; the others on this text." * ("induction" in known))
         + ("" if len(first) == len(content["heads"]) else f" The first {len(first)} of {len(content['heads'])} heads."),
         height=170 + 20 * len(first),
         **{k: v for k, v in made.layout.to_plotly_json().items() if k != "template"},

@@ -122,7 +122,7 @@ def gradient_times_input(
         with torch.enable_grad():
             logits = head(network.eval(), reading.hidden()[0, place])
             aim = logits[chosen] if other is None else logits[chosen] - logits[other]
-            if caught[-1].shape[1] != len(reading.written):
+            if caught[-1].shape[0] != 1:
                 raise UnavailableError(f"{network.config.model_type} embeds windows of its text, not each token once")
             gradients = torch.autograd.grad(aim, caught, allow_unused=True)
     finally:
@@ -133,9 +133,8 @@ def gradient_times_input(
         [0.0] * x.shape[1] if g is None else (g * x)[0].sum(-1).double().tolist()
         for g, x in zip(gradients, caught, strict=True)
     ]
-    if reading.target is None:
-        return products[0], None
-    return products[-1], products[0]  # the source is read first
+    written = products[-1][-len(reading.written) :]  # a soft prompt stands before the text
+    return written, None if reading.target is None else products[0][-len(reading.ids) :]  # the source is read first
 
 
 def _of_tokens(name: str) -> bool:

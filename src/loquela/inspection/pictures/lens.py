@@ -85,7 +85,8 @@ def lens(reading: Reading) -> list[tuple[str, Tensor]]:
     first = f"{name}.layers.0:input"
     with watch(network, first, f"{name}.layers.*") as seen, evaluating(network):
         last = reading.hidden()
-        streams = [seen[first][0], *(seen[f"{name}.layers.{i}"][0] for i in range(len(_layers(side))))]
+        seen_of = [first, *(f"{name}.layers.{i}" for i in range(len(_layers(side))))]
+        streams = [seen[key][-1][:, -len(reading.written) :] for key in seen_of]  # a soft prompt stands before the text
         norm = getattr(side, "norm", None)
         made = []
         for i, x in enumerate(streams):
