@@ -320,7 +320,10 @@ def test_on_a_phone_nothing_runs_out_of_the_page(browser: Any, server: Running, 
     assert opened.locator("html").get_attribute("data-theme") == "dark"
     for name in ("complete", "chat", "fewshot", "adapters", "tasks", "train"):
         opened.click(f"#tab-{name}")
-        assert opened.evaluate("document.documentElement.scrollWidth") <= 360, name
+        wide = opened.evaluate(
+            "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > 361).map((e) => e.outerHTML)"
+        )
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 360, (name, wide[:3])
     shot(opened, tmp_path)
     context.close()
 
