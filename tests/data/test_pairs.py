@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loquela.data.pairs import FORMATS, Conversation, Labelled, Pair, Text, read_examples
@@ -191,6 +191,21 @@ def test_a_field_of_any_kind_is_read_or_counted(
     row = [row for row, _ in ROWS.values()][index]
     key = data.draw(st.sampled_from(sorted(row)))
     no_row_is_lost(path, lambda line: json.dumps(row | {key: value}), index)
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
+@given(
+    index=st.integers(0, len(ROWS) - 1),
+    at=st.integers(0, 200),
+    cut=st.integers(0, 30),
+    new=st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=9),
+)
+def test_ten_thousand_mutated_rows(
+    tmp_path_factory: pytest.TempPathFactory, index: int, at: int, cut: int, new: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "soaked.jsonl"
+    no_row_is_lost(path, lambda line: line[: at % len(line)] + new + line[at % len(line) + cut :], index)
 
 
 def test_real_files(shared_data: Path) -> None:

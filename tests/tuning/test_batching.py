@@ -89,3 +89,20 @@ def test_unlike_lengths_do_not_fill_each_other_up(decoder: Path) -> None:
     batches = Assembler(network, at_most=16, limit=512, packing=False).batches(each)
     positions = sum(batch.inputs.numel() for batch in batches)
     assert positions < 1.1 * sum(len(sample.inputs) for sample in each)
+
+
+def test_a_network_with_adapters_packs_and_one_with_soft_prompts_does_not(decoder: Path, pairs: Path) -> None:
+    from loquela.tuning.recipe import TuneRecipe
+    from loquela.tuning.run import _assembled, read_tasks
+
+    for method, packs in (("lora", True), ("full", True), ("prompt", False), ("prefix", False)):
+        recipe = TuneRecipe(model=str(decoder), data=str(pairs), output_dir="x", method=method, probe_tokens=10)
+        run = _assembled(recipe, read_tasks(recipe, str), Path("x"), lambda event: None, lambda: False)
+        assert run.assembler.packs == packs
+        with run.subject.tuned(), torch.no_grad():
+            together = sum(summed_loss(run.subject.network, batch).item() for batch in run._batches(0, range(8)))
+            alone = sum(
+                summed_loss(run.subject.network, run.assembler.together([item.sample])).item()
+                for item in run.prepared.train[:8]
+            )
+        assert together == pytest.approx(alone, rel=1e-5)

@@ -145,6 +145,10 @@ def probes_for(
             probes.similar = list(held)[:AT_MOST]
             if recipe.probe:
                 raise UsageError("a probe must be scored by a model that writes; an encoder is compared by its states")
+            if recipe.max_forget is not None:
+                raise UsageError(
+                    "max_forget needs a model that writes, whose bits can be counted, but this is an encoder"
+                )
             return probes
         for file in recipe.probe:
             _read(file, recipe, subject, probes, say)

@@ -23,7 +23,7 @@ from loquela.evaluation.forgetting import change
 from loquela.training.directory import write_file
 from loquela.training.events import Listener, Note
 from loquela.tuning.recipe import METHODS, TuneRecipe
-from loquela.tuning.run import TuneResult, seconds_per_step, tune
+from loquela.tuning.run import RECIPE, TuneResult, seconds_per_step, tune
 
 __all__ = ["Curve", "Leg", "data_curve", "race"]
 
@@ -84,9 +84,11 @@ def race(
                 "output_dir": str(directory / method),
             }
         )
-        each = _apart(seconds_per_step, own.model_copy(update={"output_dir": str(directory)}))
-        steps = max(1, round(cpu_seconds / max(each, 1e-9)))
-        on_event(Note(f"{method}: {each:.3f} processor seconds an update, so {steps:,} updates"))
+        steps = _steps_before(own)
+        if steps is None:
+            each = _apart(seconds_per_step, own)
+            steps = max(1, round(cpu_seconds / max(each, 1e-9)))
+            on_event(Note(f"{method}: {each:.3f} processor seconds an update, so {steps:,} updates"))
         result, used = _apart(_timed, own.model_copy(update={"max_steps": steps}))
         legs.append(Leg(method, result, used))
         on_event(Note(f"{method}: {result.verdict['sentence']}"))
@@ -95,6 +97,19 @@ def race(
     write_file(directory / "race.json", json.dumps({"cpu_seconds": cpu_seconds, "legs": rows}, indent=2) + "\n")
     write_file(directory / "race.html", _race_chart(rows, cpu_seconds))
     return legs
+
+
+def _steps_before(recipe: TuneRecipe) -> int | None:
+    """Return the updates of this very leg where an earlier, interrupted race has measured them."""
+    file = Path(recipe.output_dir) / RECIPE
+    if not file.is_file() or recipe.overwrite_output_dir:
+        return None
+    try:
+        before = TuneRecipe.load(file)
+    except LoquelaError:
+        return None
+    same = before.model_copy(update={"max_steps": recipe.max_steps})
+    return before.max_steps if not same.differences(recipe) else None
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,9 @@ def data_curve(recipe: TuneRecipe, sizes: Sequence[int], *, on_event: Listener =
 def _judged(points: list[tuple[int, TuneResult]], directory: Path) -> Curve:
     """Compare the last two points on the same rows, and go on with the curve by one doubling."""
     losses = [_held(directory / f"examples-{size}") for size, _ in points]
+    unit = "bits per byte"
+    if points[-1][1].val_bits_per_byte is None:  # a label is one thing to guess, however long its name
+        losses, unit = [(nats, np.ones_like(nats)) for nats, _ in losses], "bits per row"
     before, after, n_bytes = losses[-2][0], losses[-1][0], losses[-1][1]
     delta, (low, high) = change(before, after, n_bytes)
     gained, ci95 = -delta, (-high, -low)
@@ -171,7 +189,7 @@ def _judged(points: list[tuple[int, TuneResult]], directory: Path) -> Curve:
     (few, _), (many, _) = points[-2:]
     head = "More examples would pay" if pays else "More examples would not pay, as far as these tell"
     sentence = (
-        f"{head}: from {few:,} to {many:,} it gained {gained:+.3f} bits per byte (95 %: {ci95[0]:+.3f} to "
+        f"{head}: from {few:,} to {many:,} it gained {gained:+.3f} {unit} (95 %: {ci95[0]:+.3f} to "
         f"{ci95[1]:+.3f}); another doubling would bring about {expected:+.3f}."
     )
     return Curve(points, pays, gained, ci95, expected, sentence)

@@ -29,7 +29,7 @@ from loquela.tuning.probing import Probes, probes_for
 from loquela.tuning.recipe import TuneRecipe
 from loquela.tuning.subject import Subject, open_subject
 
-__all__ = ["TuneResult", "seconds_per_step", "tune"]
+__all__ = ["RECIPE", "TuneResult", "seconds_per_step", "tune"]
 
 RESULTS, RECIPE = "tune_results.json", "tune.yaml"
 
