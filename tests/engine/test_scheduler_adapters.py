@@ -62,7 +62,7 @@ def mixes(network: Network, tokenizer: Tokenizer, requests: int, form: Network |
             runs = form if form is not None and request.adapter is None else network
             expected.append(choices(runs, tokenizer, request.prompt, request.settings, end_ids=frozenset()))
     scheduler = Scheduler(
-        network, tokenizer, Limits(slots=6), wear=lambda name: peft.wearing(network, name), compiled=form
+        network, tokenizer, Limits(slots=6, queue=len(wanted)), wear=lambda name: peft.wearing(network, name), compiled=form
     )
     for name in METHODS:
         scheduler.know(name)

@@ -116,7 +116,7 @@ def _described(operation: Operation, names: Any, *, keyed: bool) -> dict[str, An
     if operation.answer is not None:
         content = {operation.media: {"schema": names[(operation.answer, "serialization")]}}
     if operation.streams:
-        content[EVENT_STREAM] = {"schema": {"type": "string"}}
+        content[EVENT_STREAM] = {}  # a schema here would be that of one event, and OpenAPI 3.1 has no word for it
     wrong = {"application/json": {"schema": names[(ErrorAnswer, "serialization")]}}
     answers: dict[str, Any] = {"200": {"description": "Done.", "content": content}}
     answers |= {str(status): {"description": _MEANINGS[status], "content": wrong} for status in operation.errors}
