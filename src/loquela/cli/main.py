@@ -16,6 +16,7 @@ __all__ = ["app", "main"]
 VERBS = {
     "quickstart": "Train a model on a text in about a minute, then talk to it.",
     "tokenizer": "Train a tokenizer, or show how one cuts a text.",
+    "data": "Make tokens of many files once; see what an objective asks.",
     "train": "Train a model from a recipe; goes on by itself after an interruption.",
     "tune": "Tune a model on examples, by any method, with an account of what was gained and forgotten.",
     "generate": "Complete a prompt.",

@@ -50,7 +50,9 @@ class Shards:
             begin = end - len(part)
             if start < end and stop > begin:
                 taken.append(part[max(0, start - begin) : stop - begin])
-        return np.concatenate(taken) if len(taken) != 1 else np.asarray(taken[0]) if taken else np.empty(0, self.dtype)
+        if len(taken) == 1:
+            return np.asarray(taken[0])
+        return np.concatenate(taken) if taken else np.empty(0, self.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.concatenate(self.parts).astype(dtype or self.dtype, copy=False)

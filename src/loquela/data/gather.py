@@ -52,7 +52,7 @@ class Gathering:
             yield from read_pieces(source, encoding=self.encoding, notes=self.notes)
 
     def _rows(self, source: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        for row in read_rows(source, encoding=self.encoding, notes=self.notes):
+        for row in read_rows(source, encoding=self.encoding, header=self.column, notes=self.notes):
             yield row.number, row.reason if isinstance(row, BadRow) else row.fields
 
     def _rows_of(self, source: str, rows: Iterator[tuple[int, dict[str, Any] | str]]) -> Iterator[Piece]:

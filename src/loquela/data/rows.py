@@ -45,11 +45,17 @@ class BadRow:
 
 
 def read_rows(
-    path: str | Path, *, encoding: str = "utf-8", columns: Sequence[str] = (), notes: list[str] | None = None
+    path: str | Path,
+    *,
+    encoding: str = "utf-8",
+    columns: Sequence[str] = (),
+    header: str | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[Row | BadRow]:
     """Yield the rows of a file in their order.
 
-    `columns` names the cells of a table without a header; unnamed, they are called 1, 2, … Any other name than the
+    `columns` names the cells of a table without a header; unnamed, they are called 1, 2, … `header` is a name by which
+    a table's first row is known to be its header, beside `HEADER_WORDS`. Any other name than the
     five endings is a plain text: one row, under `text`. Raises `DataError` when the file as a whole cannot be read.
     """
     path, notes = Path(path), [] if notes is None else notes
@@ -65,7 +71,9 @@ def read_rows(
     elif ending == "json":
         yield from _json(path, text)
     elif ending in ("csv", "tsv"):
-        yield from _table(text, columns, **({"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ending == "tsv" else {}))
+        yield from _table(
+            text, columns, header, **({"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ending == "tsv" else {})
+        )
     else:
         yield Row(1, {"text": "".join(text)})
 
@@ -114,7 +122,7 @@ def _object(number: int, value: Any) -> Row | BadRow:
     return Row(number, value)
 
 
-def _table(text: Iterable[str], columns: Sequence[str], **dialect: Any) -> Iterator[Row | BadRow]:
+def _table(text: Iterable[str], columns: Sequence[str], header: str | None, **dialect: Any) -> Iterator[Row | BadRow]:
     reader = csv.reader(_lines(text), strict=True, **dialect)
     names = list(columns)
     number = 0
@@ -130,7 +138,7 @@ def _table(text: Iterable[str], columns: Sequence[str], **dialect: Any) -> Itera
         if not cells:
             continue
         if not names:
-            if any(cell.strip().lower() in HEADER_WORDS for cell in cells):
+            if any(cell.strip() == header or cell.strip().lower() in HEADER_WORDS for cell in cells):
                 names = [cell.strip() for cell in cells]
                 continue
             names = [str(index) for index in range(1, len(cells) + 1)]

@@ -33,7 +33,7 @@ from loquela.training.recipe import Recipe
 from loquela.training.reporting import reporter
 from loquela.training.state import Held, resume
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "fresh", "train"]
 
 
 def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener = lambda event: None) -> TrainResult:
@@ -65,7 +65,7 @@ def _train(
     loaded = load_model(recipe.model) if isinstance(recipe.model, str) else None
     given = None if loaded is None else loaded.tokenizer
     tokenizer = ranks.main_first(lambda: vocabulary(recipe, directory, given, on_event))
-    network = _fresh(recipe, tokenizer) if loaded is None else loaded.network
+    network = fresh(recipe, tokenizer) if loaded is None else loaded.network
     check(recipe, network, tokenizer)
     prepared = ranks.main_first(lambda: material(recipe, network, tokenizer, directory, on_event))
     dtype, note = dtype_of(recipe.dtype, ranks.device)
@@ -127,7 +127,8 @@ def _both(first: Listener, second: Listener) -> Listener:
     return tell
 
 
-def _fresh(recipe: Recipe, tokenizer: Tokenizer) -> Network:
+def fresh(recipe: Recipe, tokenizer: Tokenizer) -> Network:
+    """Return a network with the weights that training from scratch begins with; raises `RecipeError`."""
     assert isinstance(recipe.model, dict)
     known = {"vocab_size": tokenizer.vocab_size, **special_ids(tokenizer)}
     start = next((token for token in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) if token is not None), None)
