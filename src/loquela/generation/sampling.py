@@ -68,6 +68,7 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 def choose(probabilities: Logits, uniform: float) -> int:
     """Return the id that `uniform` in [0, 1) falls on when `probabilities` (vocab,) lie end to end, lowest id first."""
-    reached = np.cumsum(probabilities)
+    ids = np.flatnonzero(probabilities)
+    reached = np.cumsum(probabilities[ids])
     target = min(uniform * reached[-1], np.nextafter(reached[-1], 0))  # rounding must not step past the end
-    return int(np.searchsorted(reached, target, side="right"))
+    return int(ids[np.searchsorted(reached, target, side="right")])
