@@ -71,7 +71,8 @@ def test_any_pattern_is_as_pythons(pattern: str, text: str) -> None:
     ],
 )
 def test_bombs_take_no_time(pattern: str) -> None:
-    fits(pattern, "a" * 60)
+    with suppress(ConfigError):  # that it takes too long is an answer too
+        fits(pattern, "a" * 60)
 
 
 @pytest.mark.parametrize("pattern", ["(", "a**", r"(a)\1", "(?i)a", "(?i:a)", "(?<=a)b", "a" * 1001, "*", "["])

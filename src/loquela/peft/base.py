@@ -36,6 +36,8 @@ METHODS: tuple[str, ...] = tuple(
 METHODS = tuple(name for name in METHODS if name not in _SHARED)
 """Every method of this room, by its file's name."""
 
+MAX_NAMES = 100_000
+"""Layers that a config may name: no model has as many."""
 _INERT = frozenset("auto_mapping peft_version revision inference_mode tokenizer_kwargs runtime_config".split())
 """Keys of PEFT that say where an adapter comes from or how PEFT runs it, never what it computes."""
 
@@ -108,13 +110,17 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "bool": ("true or false", lambda v: type(v) is bool),
     "str": ("a string", lambda v: type(v) is str and len(v) < 10_000),
     "None": ("null", lambda v: v is None),
-    "list[str]": ("a list of strings", lambda v: type(v) is list and all(type(i) is str for i in v)),
-    "list[int]": ("a list of whole numbers", lambda v: type(v) is list and all(type(i) is int for i in v)),
+    "list[str]": ("a list of strings", lambda v: _is_list(v, str)),
+    "list[int]": ("a list of whole numbers", lambda v: _is_list(v, int)),
     "dict[str, int]": (
         "numbers by name",
-        lambda v: type(v) is dict and all(type(k) is str and type(i) is int for k, i in v.items()),
+        lambda v: type(v) is dict and _is_list(list(v), str) and _is_list(list(v.values()), int),
     ),
 }
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return type(value) is list and len(value) <= MAX_NAMES and all(type(item) is kind for item in value)
 
 
 def _fits(value: Any, annotation: str) -> bool:

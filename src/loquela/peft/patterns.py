@@ -17,7 +17,7 @@ from loquela.errors import ConfigError
 
 __all__ = ["fits"]
 
-MAX_LENGTH = 1_000
+MAX_LENGTH, MAX_STEPS = 1_000, 50_000
 _PARSER: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _CATEGORIES: dict[str, Callable[[str], bool]] = {
     "CATEGORY_DIGIT": str.isdecimal,
@@ -46,11 +46,14 @@ class _Text:
     """One text, and where each part of a pattern ends in it, by where it begins."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text, self.steps = text, 0
         self._known: dict[tuple[int, int], frozenset[int]] = {}
 
     def ends(self, parts: Any, start: int) -> frozenset[int]:
         """Return where the sequence `parts` can end when it begins at `start`."""
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise ConfigError("a pattern of an adapter must be plain, but takes too long: name the layers in a list")
         key = id(parts), start
         if key not in self._known:
             places = frozenset({start})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import nn
 
 from loquela.checkpoint.rules import disk_name
+from loquela.checkpoint.tensors import shown
 from loquela.errors import UsageError, nearest
 from loquela.layers.experts import MixtureOfExperts
 from loquela.layers.positions import RelativeBias
@@ -75,7 +76,8 @@ def chosen(
             and not (name in HEADS or name.rpartition(".")[0] in HEADS[2:])
         ]
     else:
-        found = [name for name, disk in fit.items() if matches(targets, disk)]
+        given = targets if isinstance(targets, str) else frozenset(targets)
+        found = [name for name, disk in fit.items() if matches(given, disk)]
     excluded, saved = getattr(config, "exclude_modules", None), config.modules_to_save or []
     found = [
         name
@@ -86,7 +88,7 @@ def chosen(
         found = [name for name in found if _is_layer(fit[name], layers, pattern)]
     if not found:
         ends = sorted({disk.rpartition(".")[2] for disk in fit.values()})
-        what = "the default ones" if targets is None else repr(targets)
+        what = "the default ones" if targets is None else shown(targets)
         first = targets[0] if isinstance(targets, list) and targets else str(targets)
         raise UsageError(
             f"target_modules must name layers of this {network.config.model_type}, such as {', '.join(ends)}, but "
@@ -136,12 +138,13 @@ def _of_mixtures(network: Network) -> list[str]:
     return [f"{name}.{part}" for name in _inside(network, MixtureOfExperts) for part in ("experts", "router")]
 
 
-def ends_with(disk: str, targets: Sequence[str]) -> bool:
+def ends_with(disk: str, targets: Collection[str]) -> bool:
     """Whether a name on disk is one of `targets`, or ends like one."""
-    return any(disk == target or disk.endswith(f".{target}") for target in targets)
+    parts = disk.split(".")
+    return any(".".join(parts[start:]) in targets for start in range(len(parts)))
 
 
-def matches(targets: list[str] | str, disk: str) -> bool:
+def matches(targets: Collection[str] | str, disk: str) -> bool:
     """Whether a name on disk is meant by `targets`; see `chosen`."""
     return fits(targets, disk) if isinstance(targets, str) else ends_with(disk, targets)
 
