@@ -171,7 +171,7 @@ def _contamination(files: list[Path], prepared: list[Prepared], found: Evaluatio
     from itertools import chain
 
     from loquela.data.readers import read_pieces
-    from loquela.evaluation.contamination import item_texts, overlap, report
+    from loquela.evaluation.contamination import item_texts, overlap, report, training_pieces
 
     for one in prepared:
         if one.task.kind == "perplexity":
@@ -179,7 +179,7 @@ def _contamination(files: list[Path], prepared: list[Prepared], found: Evaluatio
             items = {i: [line] for i, line in enumerate(text.split("\n")) if line.strip()}
         else:
             items = item_texts(one.task, one.rows)
-        pieces = chain.from_iterable(read_pieces(file) for file in files)
+        pieces = chain.from_iterable(training_pieces(file) for file in files)
         shared = overlap(items, pieces)
         extra[one.task.name]["contamination"] = report(one.task, found.results[one.task.name], shared)
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from loquela.data.readers import Piece
+from loquela.data.readers import Piece, read_pieces
 from loquela.errors import UsageError
 from loquela.evaluation.results import TaskResult, summarise
-from loquela.evaluation.rows import Row
+from loquela.evaluation.rows import Row, read_rows
 from loquela.evaluation.task import Task
 from loquela.prompting.templates import fill
 
-__all__ = ["Overlap", "item_texts", "overlap", "report", "words"]
+__all__ = ["Overlap", "item_texts", "overlap", "report", "training_pieces", "words"]
 
 LONGEST, SHORTEST = 13, 8
 """Words of an n-gram, and of the shortest text that is looked for as a whole: fewer are found by chance."""
@@ -45,6 +46,27 @@ def item_texts(task: Task, rows: Sequence[Row]) -> dict[int, list[str]]:
     templates = [*(task.prompt if isinstance(task.prompt, list) else [task.prompt]), task.target, task.text, task.pair]
     fields = list(dict.fromkeys(f for template in templates if template for f in _FIELD.findall(template)))
     return {i: [fill(f"{{{field}}}", row) for field in fields] for i, row in enumerate(rows)}
+
+
+def training_pieces(path: Path) -> Iterator[Piece]:
+    """Yield the training text of a file: a plain text as it is, of rows every text that stands in them."""
+    if not path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json", ".csv", ".tsv")):
+        yield from read_pieces(path)
+        return
+    rows = read_rows(path)
+    if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):  # what it calls a header may be a row
+        columns = [str(i) for i in range(len(rows[0]))] if rows else ["0"]
+        rows = read_rows(path, columns=columns)
+    for row in rows:
+        yield Piece("\n".join(_texts(row)), ends_document=True)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def overlap(items: Mapping[int, Sequence[str]], training: Iterable[Piece], *, n: int = LONGEST) -> Overlap:

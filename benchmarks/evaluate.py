@@ -1,0 +1,121 @@
+"""Items per second: `loquela evaluate` beside lm-evaluation-harness with transformers, one model, the same prompts.
+
+Two models: stories260K, trained, of 260,000 parameters, and GPT-2's shape (124 million) with random weights and its own
+tokenizer. lm-eval is given each batch size of --batch-sizes, and its best time counts. Both see the same items with
+the same shots, in float32 on the same threads, in alternating rounds; loading is not timed, and lm-eval's bootstrap is
+left out while ours is in. That both find the same accuracies is checked.
+
+    python benchmarks/evaluate.py --data-dir DIR [--record]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from loquela.api import load
+from loquela.checkpoint import llama2c
+from loquela.checkpoint.store import save_model
+from loquela.evaluation.harness import harness_task
+from loquela.evaluation.local import LocalSubject
+from loquela.evaluation.plan import Settings
+from loquela.evaluation.run import prepare_task, run
+from loquela.models.base import architecture
+from loquela.text.tokenizer import Tokenizer
+from machine import record, spread
+
+TASKS = [("arc_easy", 0), ("sst2", 4), ("hellaswag", 0), ("lambada", 0)]
+
+
+def models(data: Path, directory: Path) -> dict[str, Path]:
+    """Write both models as directories that both libraries open."""
+    small = llama2c.read(data / "models" / "stories260K" / "stories260K.bin")
+    save_model(small.network, small.tokenizer, directory / "stories260K", generation_config=small.generation_config)
+    tokenizer = Tokenizer.load(data / "models" / "tokenizers" / "gpt2_encoder.json")
+    module = architecture("gpt2")
+    network = module.NETWORK(module.CONFIG.from_dict({"model_type": "gpt2", "vocab_size": tokenizer.vocab_size}))
+    torch.manual_seed(0)
+    network.initialise()
+    save_model(network, tokenizer, directory / "gpt2-124M")
+    return {name: directory / name for name in ("stories260K", "gpt2-124M")}
+
+
+def their_score(peer: HFLM, task: Any) -> tuple[float, float]:
+    """Return lm-eval's accuracy and its seconds."""
+    began = time.perf_counter()
+    found = lm_eval.evaluate(peer, {task.config.task: task}, bootstrap_iters=0, log_samples=False)
+    return found["results"][task.config.task]["acc,none"], time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print; with --record also write RESULTS.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("LOQUELA_DATA"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--limit", type=int, default=32, help="items of the large model; five times as many of the small"
+    )
+    parser.add_argument("--batch-sizes", default="1,8,32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--models", default="stories260K,gpt2-124M")
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    if given.data_dir is None:
+        parser.error("name the directory of the data sets: --data-dir or LOQUELA_DATA")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(given.threads)
+    lines = ["| model | task | shots | lm-eval items/s (its best batch size) | ours, items/s | ratio |"]
+    lines.append("|---|---|---|---|---|---|")
+    figures: dict[str, Any] = {"threads": given.threads, "rounds": given.rounds}
+    with tempfile.TemporaryDirectory() as directory:
+        found = models(Path(given.data_dir), Path(directory))
+        for model in given.models.split(","):
+            subject = LocalSubject(load(found[model]), model)
+            sizes = [int(size) for size in given.batch_sizes.split(",")]
+            peers = {size: HFLM(str(found[model]), batch_size=size, dtype="float32", device="cpu") for size in sizes}
+            for name, shots in TASKS:
+                limit = given.limit * (5 if model == "stories260K" else 1)
+                prepared = prepare_task(name, data_dir=Path(given.data_dir))
+                settings = Settings(shots=shots, limit=limit)
+                fitting = run(subject, [prepared], settings).results[name]  # warms up, and says which items fit
+                numbers = [record["item"] for record in fitting.records]
+                prepared = type(prepared)(
+                    prepared.task, [prepared.rows[i] for i in numbers], prepared.pool, prepared.directories
+                )
+                settings = Settings(shots=shots)
+                task = harness_task(prepared, subject, settings)
+                ours: list[float] = []
+                theirs: dict[int, list[float]] = {size: [] for size in sizes}
+                for _ in range(given.rounds):
+                    began = time.perf_counter()
+                    score = run(LocalSubject(subject.model, model), [prepared], settings).results[name].scores
+                    ours.append(len(numbers) / (time.perf_counter() - began))
+                    for size, peer in peers.items():
+                        accuracy, seconds = their_score(peer, task)
+                        theirs[size].append(len(numbers) / seconds)
+                        assert abs(accuracy - score["accuracy"]) < 1.5 / len(numbers), (accuracy, score)
+                best = max(sizes, key=lambda size: statistics.median(theirs[size]))
+                ratio = statistics.median(ours) / statistics.median(theirs[best])
+                lines.append(
+                    f"| {model} | {name} | {shots} | {spread(theirs[best])} ({best}) | {spread(ours)} | {ratio:.2f} |"
+                )
+                print(lines[-1], flush=True)
+                figures[f"{model} {name}"] = {"ours": ours, "lm_eval": theirs, "ratio": ratio, "items": len(numbers)}
+    if given.record:
+        record("Evaluation against lm-evaluation-harness", "python benchmarks/evaluate.py --record", lines, figures)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
