@@ -311,7 +311,8 @@ def test_gradients_through_depth_are_derivatives(model: Make) -> None:
 def test_forgetting(tmp_path: Path) -> None:
     evidence = tmp_path / "evidence"
     evidence.mkdir()
-    stages = [{"step": 0, "own text": 1.2, "news": 0.9}, {"step": 40, "own text": 1.31, "news": 0.88}]
+    ends = {"step": 40, "own text": 1.31, "news": 0.88}
+    stages = [{"step": 0, "own text": 1.2, "news": 0.9}, ends, ends]  # the last is measured once more
     curves = [{"step": 0, "loss": 2.0, "tasks": {"a": 2.0}}, {"step": 40, "loss": 1.0, "tasks": {"a": {"loss": 1.1}}}]
     said = {"stages": stages, "tasks": curves, "verdict": {"sentence": "better, but it lost something"}}
     (evidence / "curves.json").write_text(json.dumps(said))

@@ -35,7 +35,7 @@ def data(text: str) -> dict[str, Any]:
     curves = _json(place / "curves.json")
     missing: dict[str, str] = {}
     try:
-        stages = list(curves["stages"])
+        stages = list({stage["step"]: stage for stage in curves["stages"]}.values())  # the last of each step
         probes = [name for name in (stages[0] if stages else {}) if name != "step"]
         bits = [[float(stage[name]) for stage in stages] for name in probes]
         tasks = _tasks(curves.get("tasks") or [])

@@ -75,7 +75,7 @@ def data(
 def _curve(name: str, network: Network, ids: Sequence[int]) -> dict[str, Any]:
     """Average over the last quarter of the text, each token of it predicted in turn, over the distances all have."""
     first = max(2, len(ids) - max(1, len(ids) // 4))
-    ends = list(range(first, len(ids)))[-16:]
+    ends = list(range(first, len(ids)))[-max(2, min(16, _MOST // len(ids))) :]
     shortest = ends[0]
     total: dict[int, float] = dict.fromkeys(range(1, shortest + 1), 0.0)
     for end in ends:

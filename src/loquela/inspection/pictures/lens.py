@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -44,7 +45,8 @@ def data(
     following = torch.tensor(reading.written[1:], device=final.device) if reads_on else None
     for name, logits in lens(reading):
         names.append(name)
-        p = logits.double().softmax(-1)
+        log_p = logits.log_softmax(-1)
+        p = log_p.exp()
         best = p.topk(min(top, p.shape[-1]))
         ranks = [None] * len(p)
         if following is not None:
@@ -61,7 +63,7 @@ def data(
                 "rank": _ranks(logits, final).tolist(),
                 "next_rank": ranks,
                 "probability": numbers(p.gather(1, final[:, None])[:, 0]),
-                "entropy": numbers(-(p * p.clamp_min(1e-300).log2()).sum(-1)),
+                "entropy": numbers(-(p * log_p).sum(-1) / math.log(2)),
             }
         )
     keys = ("top", "rank", "next_rank", "probability", "entropy")
@@ -113,8 +115,9 @@ def predictions(content: dict[str, Any]) -> go.Figure:
     """The most probable token at every layer and place."""
     names = [[cell[0]["text"] for cell in row] for row in content["top"]]
     sure = np.array([[cell[0]["probability"] for cell in row] for row in content["top"]], dtype=np.float32)
+    listed = 5 if sure.size <= 1500 else 2  # a text in every cell is most of a page
     hover = [
-        ["<br>".join(f"{visible_tokens([t['text']])[0]} {t['probability']:.3f}" for t in cell) for cell in row]
+        ["<br>".join(f"{visible_tokens([t['text']])[0]} {t['probability']:.3f}" for t in cell[:listed]) for cell in row]
         for row in content["top"]
     ]
     made = figure(
