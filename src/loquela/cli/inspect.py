@@ -11,6 +11,7 @@ import typer
 
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text
+from loquela.cli.threads import suit_threads
 
 if TYPE_CHECKING:
     from loquela.api import LanguageModel
@@ -113,7 +114,9 @@ def _load(model: Path | None, adapter: Path | None, *, needed: bool) -> Language
         if needed:
             raise UsageError("a model must be named by --model DIR, but none is")
         return None
-    return load(model) if adapter is None else load(model, adapter=adapter)  # type: ignore[arg-type, unused-ignore]
+    opened = load(model, adapter=adapter)
+    suit_threads(opened)
+    return opened
 
 
 def _data(

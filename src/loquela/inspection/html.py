@@ -71,7 +71,9 @@ def page(title: str, sections: Iterable[Section], *, subtitle: str = "", theme: 
         parts = []
         for one in section.figures:
             caption = html.escape((one.layout.meta or {}).get("caption", ""))
-            parts.append(f'<figure><div id="figure-{len(figures)}"></div><figcaption>{caption}</figcaption></figure>')
+            label = html.escape(one.layout.title.text or "", quote=True)
+            drawn = f'<div id="figure-{len(figures)}" role="group" aria-label="{label}"></div>'
+            parts.append(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>")
             figures.append(_safe(one.to_json()))
         note = f'<p class="note">{html.escape(section.note)}</p>' if section.note else ""
         bodies.append(

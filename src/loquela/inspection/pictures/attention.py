@@ -259,6 +259,9 @@ def rolled(content: dict[str, Any]) -> go.Figure | None:
 VIEWS = {"grid": grid, "map": one_map, "arcs": arcs, "patterns": patterns, "rollout": rolled}
 
 
+_SHADES = " ░▒▓█"
+
+
 def terminal(content: dict[str, Any]) -> Any:
     """The head that is shown, as shades, and the clearest heads."""
     from rich.console import Group
@@ -273,7 +276,7 @@ def terminal(content: dict[str, Any]) -> Any:
         drawn.append(f"{query[:width]:>{width}} ")
         for share in row[:100]:
             level = round(255 * share**0.5)
-            drawn.append("  ", f"on #{level // 3:02x}{level * 3 // 4:02x}{level:02x}")
+            drawn.append(_SHADES[level // 52] * 2, f"#{level // 3:02x}{90 + level // 2:02x}{120 + level // 2:02x}")
         drawn.append("\n")
     table = Table(box=None, pad_edge=False, title="clearest heads", title_justify="left")
     for name in ("layer", "head", "pattern", *PATTERNS, "entropy (bits)"):

@@ -23,6 +23,9 @@ _FILLS = ("#BBD7EE", "#FBD5B5", "#BFE5D6", "#EBCFE0", "#F5E6A8")
 """Light boxes that follow each other; their order, not their colour, says where a token ends."""
 
 
+_TERMINAL = ("cyan", "yellow", "green", "magenta")  # which every terminal has
+
+
 def data(model: Inspected, text: Text) -> dict[str, Any]:
     """Return the tokens of a text.
 
@@ -175,7 +178,7 @@ def terminal(content: dict[str, Any]) -> Any:
         table.add_column(name, justify="left" if name in ("token", "bytes") else "right")
     for i, token in enumerate(_all(content)):
         shown = "".join(c if c.isprintable() else "␤" if c == "\n" else "\ufffd" for c in token["text"])
-        text.append(shown, f"{'#16181d'} on {_FILLS[i % len(_FILLS)]}")
+        text.append(shown, f"black on {_TERMINAL[i % len(_TERMINAL)]}")
         score = token["log_prob"]
         chance, bits = ("", "") if score is None else (f"{math.exp(score):.4f}", f"{-score / math.log(2):.2f}")
         table.add_row(repr(token["text"])[1:-1], str(token["id"]), token["bytes"] or "special", chance, bits)
