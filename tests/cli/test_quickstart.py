@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 import yaml
 from test_train import KEYS
@@ -50,6 +51,28 @@ def test_from_a_text_to_a_talk(loquela: Run, tale: Path) -> None:
     assert "writes: " not in second.err
     assert second.out.strip(), "straight to the talk"
     assert "bits per byte" not in second.out
+
+
+@pytest.mark.usefixtures("short")
+def test_the_page_is_open_while_one_talks(loquela: Run, tale: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROWSER", "true")  # a browser that opens nothing
+    pages = []
+
+    def look(model: object, **settings: object) -> None:
+        url = beside_notes[-1].split(" at ")[1].split(" ")[0]
+        pages.append(httpx.get(url).text)
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tale"
+        gone.append(url)
+
+    beside_notes: list[str] = []
+    gone: list[str] = []
+    monkeypatch.setattr("loquela.cli.beside.note", beside_notes.append)
+    monkeypatch.setattr("loquela.cli.chat.talk", look)
+    done = loquela("quickstart", "tale.txt", "--page")
+    assert done.code == 0, done.err
+    assert "<title>Loquela playground</title>" in pages[0]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(gone[0])
 
 
 @pytest.mark.usefixtures("short")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +28,10 @@ def quickstart(
         str | None, typer.Option(help="A text that is shipped: shakespeare (the default) or quijote.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Talk to the model afterwards.")] = True,
+    page: Annotated[
+        bool | None,
+        typer.Option("--page/--no-page", help="Open the playground while you talk. [default: in a terminal]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object; no chat.")] = False,
     output: Annotated[
         Path | None, typer.Option(help=f"Where the model is to live. [default: {HOME}/NAME-OF-TEXT]")
@@ -66,9 +72,11 @@ def quickstart(
         typer.echo(visible(result.sample.prompt + result.sample.text))
     note(f"The model is in {directory} (its loss curve in loss.html). Talk to it again: loquela chat -m {directory}")
     if chat:
+        from loquela.cli.beside import playground
         from loquela.cli.chat import talk
 
-        talk(model)
+        with playground(directory) if (sys.stdin.isatty() if page is None else page) else nullcontext():
+            talk(model)
 
 
 def corpus_name(corpus: str | None) -> str:
