@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from loquela.checkpoint.sentence import Pooling, read_pooling, sentence_files
 from loquela.checkpoint.store import load_model, save_model
 from loquela.data.readers import Piece as TextPiece
+from loquela.engine.choosing import Engine, EngineName, quantised_network
 from loquela.errors import ContextWindowError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
@@ -30,6 +31,9 @@ from loquela.prompting.budget import fit
 from loquela.text.tokenizer import Tokenizer
 from loquela.tuning.subject import open_adapter
 
+if TYPE_CHECKING:
+    from loquela.engine.decoder import Quantize
+
 __all__ = ["LanguageModel", "load"]
 
 Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Tensor"
@@ -42,20 +46,29 @@ def load(
     adapter: str | Path | Mapping[str, str | Path] | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    *,
+    engine: EngineName = "auto",
+    quantize: Quantize | None = None,
 ) -> LanguageModel:
     """Open a model directory in Hugging Face's layout, and adapters in PEFT's for it: one base in memory.
 
     One `adapter` directory is worn by every call that says nothing else. Several, by name, are chosen at each call
     (`adapter="name"`), which wears none unless it says so. `dtype` is what is computed in: float32, float16, bfloat16
-    or float64. Raises `CheckpointError` for a directory that is missing, half-written, damaged, or made for another
-    base.
+    or float64. `engine` is what generates (`loquela.engine.choosing`); `quantize` rounds the weights to int8 or int4,
+    for all that the model does then. Raises `CheckpointError` for a directory that is missing, half-written, damaged,
+    or made for another base.
     """
+    chosen = Engine(engine)
+    if quantize is not None and adapter is not None:
+        raise UsageError(f"weights of {quantize} cannot wear an adapter: merge it first (loquela merge)")
     loaded = load_model(directory, dtype=dtype, device=device)
     network = loaded.network
     for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
         network = open_adapter(network, loaded.tokenizer, place, name)
+    if quantize is not None:
+        network = quantised_network(network, quantize, engine)
     model = LanguageModel(network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
-    model.adapter = "default" if isinstance(adapter, str | Path) else None
+    model.adapter, model.engine = "default" if isinstance(adapter, str | Path) else None, chosen
     return model
 
 
@@ -79,6 +92,7 @@ class LanguageModel:
         self._tokenizer = tokenizer
         self.adapter: str | None = None
         """The adapter that a call wears unless it says otherwise."""
+        self.engine = Engine()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -201,8 +215,9 @@ class LanguageModel:
         for text, name in zip(prompts, each, strict=True):
             with wearing(self.network, name):
                 ids, cut = self.fit(text, chosen, truncate=truncate)
+                runs = self.engine.of(self.network, dressed=name is not None)
                 for completion in choices(
-                    self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked
+                    runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked
                 ):
                     completions.append(replace(completion, truncated=cut))
         return completions[0] if isinstance(prompt, str) and chosen.n == 1 else completions
@@ -226,7 +241,8 @@ class LanguageModel:
         with wearing(self.network, worn):
             ids, _ = self.fit(prompt, chosen, truncate=truncate)
             asked = constraint(self.tokenizer, json_schema=json_schema, regex=regex, end_ids=self.end_ids)
-            pieces = stream(self.network, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked)
+            runs = self.engine.of(self.network, dressed=worn is not None)
+            pieces = stream(runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked)
         return self._each_wearing(worn, pieces)
 
     def _each_wearing(self, worn: Names, pieces: Iterator[Piece]) -> Iterator[Piece]:

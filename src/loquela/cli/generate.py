@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.options import generation_options
+from loquela.cli.options import AUTO, EngineOption, QuantizeOption, generation_options, open_model
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, write
 from loquela.cli.threads import suit_threads
@@ -33,6 +33,8 @@ def generate(
         Path | None, typer.Option("--json-schema", metavar="FILE", help="The text is JSON that fits this schema.")
     ] = None,
     regex: Annotated[str | None, typer.Option("--regex", help="The whole text matches this pattern.")] = None,
+    engine: EngineOption = AUTO,
+    quantize: QuantizeOption = None,
     **settings: Any,
 ) -> None:
     """Complete a prompt; the completion goes to stdout as it comes. A masked language model fills its [MASK]s.
@@ -43,9 +45,7 @@ def generate(
     if prompt is None:
         prompt = piped_text("--prompt TEXT, or echo TEXT | loquela generate -m DIR").removesuffix("\n")
 
-    from loquela.api import load
-
-    language_model = load(model)
+    language_model = open_model(model, engine, quantize)
     suit_threads(language_model)
     if language_model.network.kind == "encoder":
         shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex}

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from enum import Enum
 from functools import wraps
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loquela.cli.output import note
 from loquela.generation.settings import SETTINGS
 
-__all__ = ["generation_options"]
+if TYPE_CHECKING:
+    from loquela.api import LanguageModel
+
+__all__ = ["AUTO", "EngineOption", "QuantizeOption", "generation_options", "open_model"]
+
+
+class _Engine(str, Enum):
+    AUTO = "auto"
+    TORCH = "torch"
+    COMPILED = "compiled"
+
+
+class _Quantize(str, Enum):
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+EngineOption = Annotated[
+    _Engine, typer.Option("--engine", help="What generates; auto compiles decoders of 20 million parameters and more.")
+]
+AUTO = _Engine.AUTO
+QuantizeOption = Annotated[
+    _Quantize | None, typer.Option("--quantize", help="Round the weights to 8 or 4 bits: faster, a little less exact.")
+]
 
 _METAVARS = {int: "N", float: "X", bool: None, tuple: "TEXT", list: "JSON", dict: "JSON"}
 
@@ -45,3 +71,19 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
     with_settings.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
     with_settings.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     return with_settings
+
+
+def open_model(model: Path, engine: _Engine = AUTO, quantize: _Quantize | None = None) -> LanguageModel:
+    """Load a model with the engine that the flags name; stderr says what takes longer than one would think, and why."""
+    from loquela.api import load
+
+    language_model = load(model, engine=engine.value, quantize=None if quantize is None else quantize.value)
+    runs = language_model.engine.of(language_model.network)
+    if language_model.engine.note:
+        note(language_model.engine.note)
+    elif runs is not language_model.network or quantize is not None:
+        from loquela.engine.choosing import kernels_are_ready
+
+        if not kernels_are_ready():
+            note("compiling the engine's kernels for this processor, once: some ten seconds")
+    return language_model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loquela.cli.options import QuantizeOption, open_model
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, visible, write
 
@@ -30,6 +31,7 @@ def score(
     file: Annotated[str | None, typer.Argument(help="Text file or document set; else what is piped in.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens before each; default: the context window.")] = None,
     stride: Annotated[int | None, typer.Option(help="How far the window moves; default: half the window.")] = None,
+    quantize: QuantizeOption = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -47,9 +49,7 @@ def score(
     else:
         pieces = list(read_pieces(file, encoding=encoding, notes=notes))
 
-    from loquela.api import load
-
-    language_model = load(model)
+    language_model = open_model(model, quantize=quantize)
     result = language_model.score(pieces, window=window, stride=stride)
     for line in (*notes, *result.notes):
         note(line)

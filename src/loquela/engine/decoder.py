@@ -16,7 +16,7 @@ from loquela.engine.attending import ROWS
 from loquela.engine.crew import Crew
 from loquela.engine.memory import address, aligned
 from loquela.engine.pages import PagedCache, Row
-from loquela.engine.program import Program, block, unknown
+from loquela.engine.program import Program, block, kind_of, unknown
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
 from loquela.layers.decoder import Decoder
@@ -71,13 +71,13 @@ class CompiledNetwork(Network):
 
     def __init__(self, network: Network, quantize: Quantize | None, threads: int, half_cache: bool) -> None:
         super().__init__()
-        kind = type(network)
+        kind: Any = kind_of(network)
         self.config, self.quantize = network.config, quantize
         self._sizes = network.vocab_size, network.context_length, network.dim
         places: nn.Embedding | None = None
         self._rotary: Callable[[Tensor], Rotary | Sequence[Rotary | None]] | None = None
-        if kind.hidden is RotaryDecoder.hidden and kind.embed is RotaryDecoder.embed:  # type: ignore[attr-defined]
-            if kind.rotary not in _ROTARIES:  # type: ignore[attr-defined]
+        if kind.hidden is RotaryDecoder.hidden and kind.embed is RotaryDecoder.embed:
+            if kind.rotary not in _ROTARIES:
                 raise unknown(f"the positions of {network.config.model_type}")
             self._rotary = _angles_alone(network)
         elif kind.hidden is GPT2.hidden:
@@ -267,6 +267,10 @@ class CompiledNetwork(Network):
             self._crew.run(self._body, len(self._program.ops), len(part), {})
             found[start : start + len(part)] = self._read(self._logits, len(part)).numpy()
         return found
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: its weights are laid out for the kernels."""
+        raise UsageError("a compiled network cannot be saved: save the network that it was made from")
 
     def initialise(self) -> None:
         """Refused: a compiled network is made from one that has its weights."""

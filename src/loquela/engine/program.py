@@ -27,7 +27,7 @@ from loquela.layers.block import Block, PreNormBlock, SandwichBlock
 from loquela.layers.feedforward import ACTIVATIONS, FeedForward, GatedFeedForward
 from loquela.layers.norms import LayerNorm, RMSNorm
 
-__all__ = ["Buffer", "Program", "unknown"]
+__all__ = ["Buffer", "Program", "block", "kind_of", "unknown"]
 
 _ACTIVATIONS: dict[Callable[[Tensor], Tensor], int] = {
     F.silu: 0,
@@ -38,6 +38,11 @@ _ACTIVATIONS: dict[Callable[[Tensor], Tensor], int] = {
     F.tanh: 5,
 }
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a brick, without what adapters mixed into it: the engine computes what the base does."""
+    return getattr(type(module), "undressed", type(module))
 
 
 def unknown(what: str) -> UsageError:
@@ -92,7 +97,7 @@ class Program:
         self.ops: list[list[int]] = []
         self.kept: list[Any] = []
         self.page_bytes = 0
-        self.most_padded = LANES
+        self.most_padded = 16
         self.weight_bytes = 0
         self._buffers: dict[tuple[str, int, int], Any] = {}
         self._zeros = self._keep(aligned(64))
@@ -130,14 +135,14 @@ class Program:
         row_bytes = table.shape[1] * table.element_size()
         self._add(EMBED, address(table), kind, row_bytes, x.width, x.address, x.stride, position_table, position_bytes)
 
-    def norm(self, norm: nn.Module, x: Buffer, y: Buffer, *, rounds: bool, adds: bool = False) -> None:
+    def norm(self, norm: Any, x: Buffer, y: Buffer, *, rounds: bool, adds: bool = False) -> None:
         """`y = norm(x)`, or `y += norm(x)`; where it `rounds`, for a product of int8 as well."""
-        if type(norm) is RMSNorm:
+        if kind_of(norm) is RMSNorm:
             weight, bias, eps, centred = norm.weight, None, norm.eps, 0
-        elif type(norm) is LayerNorm:
+        elif kind_of(norm) is LayerNorm:
             weight, bias, eps, centred = norm.weight, norm.bias, norm.eps, 1
         else:
-            raise unknown(f"a norm of kind {type(norm).__name__}")
+            raise unknown(f"a norm of kind {kind_of(norm).__name__}")
         r = self.rounded(y) if rounds else None
         self._add(
             NORM, x.address, x.stride, y.address, y.stride, x.width, self._vector(weight), self._vector(bias), centred,
@@ -150,8 +155,8 @@ class Program:
         With bits, the int8 form of `x` must be there.
         """
         for layer in layers:
-            if type(layer) is not nn.Linear:
-                raise unknown(f"a matrix of kind {type(layer).__name__}")
+            if kind_of(layer) is not nn.Linear:
+                raise unknown(f"a matrix of kind {kind_of(layer).__name__}")
         rows = [layer.out_features for layer in layers]
         bias = 0
         if any(layer.bias is not None for layer in layers):
@@ -199,8 +204,8 @@ class Program:
         self.most_padded = max(self.most_padded, padded)
         norms = []
         for norm in (layer.q_norm, layer.k_norm):
-            if norm is not None and (type(norm) is not RMSNorm or norm.weight is None):
-                raise unknown(f"a norm of kind {type(norm).__name__} on queries and keys")
+            if norm is not None and (kind_of(norm) is not RMSNorm or norm.weight is None):
+                raise unknown(f"a norm of kind {kind_of(norm).__name__} on queries and keys")
             norms.append(self._vector(norm.weight if isinstance(norm, RMSNorm) else None))
         eps = layer.q_norm.eps if isinstance(layer.q_norm, RMSNorm) else 0.0
         scale = width**-0.5 if layer.scale is None else layer.scale
@@ -248,9 +253,6 @@ class Program:
         return self._keep(weight.detach().contiguous()), KINDS[_DTYPES[weight.dtype]]
 
 
-LANES = 16
-
-
 def _bits(value: float) -> int:
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
 
@@ -259,14 +261,14 @@ def block(
     program: Program, layer: nn.Module, x: Buffer, *, turned: int, slot: int, window: int | None, bits: int
 ) -> None:
     """Append one layer of a decoder: `x` is the residual stream."""
-    if type(layer) not in (PreNormBlock, SandwichBlock) or not isinstance(layer, Block) or layer.cross is not None:
-        raise unknown(f"a block of kind {type(layer).__name__}")
-    attention, feedforward = layer.attention, cast(Any, layer.feedforward)
-    if type(attention) is not MultiHeadAttention:
-        raise unknown(f"an attention of kind {type(attention).__name__}")
-    gated = type(feedforward) is GatedFeedForward
-    if not gated and type(feedforward) is not FeedForward:
-        raise unknown(f"a feed-forward of kind {type(feedforward).__name__}")
+    if kind_of(layer) not in (PreNormBlock, SandwichBlock) or not isinstance(layer, Block) or layer.cross is not None:
+        raise unknown(f"a block of kind {kind_of(layer).__name__}")
+    attention, feedforward = cast(Any, layer.attention), cast(Any, layer.feedforward)
+    if kind_of(attention) is not MultiHeadAttention:
+        raise unknown(f"an attention of kind {kind_of(attention).__name__}")
+    gated = kind_of(feedforward) is GatedFeedForward
+    if not gated and kind_of(feedforward) is not FeedForward:
+        raise unknown(f"a feed-forward of kind {kind_of(feedforward).__name__}")
     rounds = bits != 0
     normed = program.buffer("normed", x.width)
     qkv = program.buffer("qkv", sum(attention.splits))
