@@ -1,0 +1,156 @@
+"""What adapters cost: a base in few bits, and rows of one batch that each wear their own.
+
+- bits: LoRA (r 16, every linear layer) on a LLaMA shape of 110 million parameters, 4 x 256 tokens, with the base in
+  float32, 8 and 4 bits: memory that the base takes, peak memory of the process, seconds per update.
+- rows: one token for each of 16 rows through a cache of 64 positions: worn by none, one LoRA by all, eight LoRA by two
+  rows each in one batch, and the same eight one after the other, as without mixing. Milliseconds per step.
+
+Each variant of `bits` runs in a process of its own; rounds alternate, the first update or step is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from machine import record, spread
+
+SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 1024,
+}
+BITS = (32, 8, 4)
+ROWS, ADAPTERS, HELD = 16, 8, 64
+
+
+def network() -> Any:
+    from loquela.models.base import architecture, config_from_dict
+
+    torch.manual_seed(0)
+    made = architecture("llama").NETWORK(config_from_dict(SHAPE))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02)
+    return made
+
+
+def lora(base: Any, name: str) -> None:
+    from loquela import peft
+
+    peft.attach(base, peft.config_for("lora", r=16, lora_alpha=32, target_modules="all-linear"), name)
+    with torch.no_grad():
+        for parameter in peft.trainable(base, name).values():
+            parameter += 0.01
+
+
+def bits(width: int, updates: int) -> dict[str, float]:
+    """Train a few updates; returns bytes of the base, peak bytes of the process, seconds per update."""
+    from loquela import peft
+
+    base = network()
+    if width < 32:
+        peft.quantize_base(base, width)
+    held = sum(t.numel() * t.element_size() for t in (*base.parameters(), *base.buffers()))
+    lora(base, "a")
+    optimizer = torch.optim.AdamW(peft.train_only(base, "a").values(), 1e-4, fused=True)
+    ids = torch.randint(0, SHAPE["vocab_size"], (4, 257))
+    seconds = []
+    with peft.wearing(base.train(), "a"):
+        for _ in range(updates + 1):
+            began = time.perf_counter()
+            hidden = base.hidden(ids[:, :-1]).flatten(0, 1)
+            detached = hidden.detach().requires_grad_()
+            for rows, labels in zip(detached.split(256), ids[:, 1:].flatten().split(256), strict=True):
+                torch.nn.functional.cross_entropy(base.head(rows), labels).backward()  # the logits in pieces
+            hidden.backward(detached.grad)
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"base_bytes": held, "peak_memory_bytes": peak, "seconds": statistics.median(seconds[1:])}
+
+
+def rows(rounds: int) -> dict[str, list[float]]:
+    """Return milliseconds per step of each way to serve sixteen rows, in alternating rounds."""
+    from loquela import peft
+
+    base = network().eval()
+    for number in range(ADAPTERS):
+        lora(base, str(number))
+    mixed = [str(row % ADAPTERS) for row in range(ROWS)]
+    ways: dict[str, list[Any]] = {
+        "none": [(None, slice(None))],
+        "one adapter": [("0", slice(None))],
+        "eight adapters, one batch": [(mixed, slice(None))],
+        "eight adapters, one by one": [(str(n), slice(n, None, ADAPTERS)) for n in range(ADAPTERS)],
+    }
+    prompt, token = torch.randint(3, 32000, (ROWS, HELD)), torch.randint(3, 32000, (ROWS, 1))
+    caches = {way: [base.new_cache() for _ in calls] for way, calls in ways.items()}
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    with torch.no_grad():
+        for way, calls in ways.items():
+            for (names, part), cache in zip(calls, caches[way], strict=True):
+                with peft.wearing(base, names):
+                    base.hidden(prompt[part], cache=cache)
+        for number in range(rounds + 1):
+            for way, calls in ways.items():
+                began = time.perf_counter()
+                for (names, part), cache in zip(calls, caches[way], strict=True):
+                    with peft.wearing(base, names):
+                        base.head(base.hidden(token[part], cache=cache)[:, -1])
+                    cache.truncate(HELD)
+                if number:
+                    found[way].append(1000 * (time.perf_counter() - began))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of `bits`; `rows` takes ten times as many")
+    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--variant", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.variant:
+        print(json.dumps(bits(given.variant, given.updates)))
+        return
+    each: dict[int, list[dict[str, float]]] = {width: [] for width in BITS}
+    for _ in range(given.rounds):
+        for width in BITS:
+            command = [sys.executable, __file__, "--variant", str(width), "--updates", str(given.updates)]
+            each[width].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    served = rows(10 * given.rounds)
+    lines = ["| base | bytes of the base | peak memory | s per update |", "|---|---|---|---|"]
+    for width, found in each.items():
+        peak = spread([run["peak_memory_bytes"] / 1e9 for run in found])
+        seconds = spread([run["seconds"] for run in found])
+        lines.append(f"| {width} bits | {found[0]['base_bytes'] / 1e6:.0f} MB | {peak} GB | {seconds} |")
+    lines += ["", "| 16 rows wear | ms per token and batch |", "|---|---|"]
+    lines += [f"| {way} | {spread(times)} |" for way, times in served.items()]
+    print("\n".join(lines))
+    if given.record:
+        result = {"bits": {str(width): found for width, found in each.items()}, "rows": served}
+        record(
+            "Adapters: a base in few bits, rows that wear their own",
+            "python benchmarks/adapters.py --record",
+            lines,
+            result,
+        )  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
