@@ -89,3 +89,12 @@ def test_what_cannot_be_followed_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="one constraint"):
         constraint(tokenizer, json_schema={}, regex="a")
     assert constraint(tokenizer) is None
+
+
+def test_settings_that_leave_nothing_are_the_caller_s_mistake(llama: Network, tokenizer: Tokenizer) -> None:
+    forced = GenerationSettings(forced_bos_token_id=7)
+    with pytest.raises(UsageError, match="fits the constraint"):
+        complete(llama, tokenizer, "The", forced, constraint=regex_constraint(tokenizer, "[0-9]"))
+    nothing = GenerationSettings(bad_words_ids=[[token] for token in range(llama.vocab_size)])
+    with pytest.raises(UsageError, match="after bad_words_ids none is left"):
+        complete(llama, tokenizer, "The", nothing)

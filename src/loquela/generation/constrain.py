@@ -58,7 +58,8 @@ class MatcherGuide:
         if token in self._end_ids:
             return True
         if not self._matcher.consume_token(token):
-            raise LoquelaError(f"the constraint cannot take token {token}: {_first_line(self._matcher.get_error())}")
+            why = _first_line(self._matcher.get_error())
+            raise UsageError(f"the settings must leave a token that fits the constraint, but leave {token}: {why}")
         return bool(self._matcher.is_stopped())
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loquela.errors import LoquelaError
+from loquela.errors import LoquelaError, UsageError
 from loquela.generation.rules import RULES, History, Logits, softmax
 from loquela.generation.settings import SETTINGS, GenerationSettings
 
@@ -39,7 +39,8 @@ class Stage:
 def stages(logits: npt.ArrayLike, history: History, settings: GenerationSettings) -> Iterator[Stage]:
     """Apply the rules that do something to one row of `logits` (vocab,), in order.
 
-    Raises `LoquelaError` for logits that are no distribution (NaN, +inf, all -inf).
+    Raises `LoquelaError` for logits that are no distribution (NaN, +inf, all -inf), `UsageError` for rules that leave
+    no token.
     """
     row = np.asarray(logits, dtype=np.float64)
     if not np.isfinite(row.max()):  # NaN if any is, -inf if all are
@@ -48,6 +49,8 @@ def stages(logits: npt.ArrayLike, history: History, settings: GenerationSettings
         rule, value = RULES[name], getattr(settings, name)
         if value != rule.off:
             after = rule.apply(row, value, history)
+            if after.max() == -np.inf:
+                raise UsageError(f"the settings must leave a token to choose from, but after {name} none is left")
             yield Stage(name, value, row, after)
             row = after
 
