@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ from loquela.generation.settings import GenerationSettings
 from loquela.layers.cache import Cache
 from loquela.models.base import Network
 from loquela.models.encoder_only import EncoderOnly
+from loquela.peft.attaching import wearing
 from loquela.text.chat import render
 from loquela.text.tokenizer import Tokenizer
 
@@ -61,13 +63,20 @@ class LocalSubject:
     def __init__(self, model: Opened, name: str = "model", *, chat: bool = False) -> None:
         self.model, self.name = model, name
         self.network, self.tokenizer = model.network, model.tokenizer
-        self.window: int | None = self.network.context_length
+        with self.computing():  # virtual tokens take a part of the window
+            self.window: int | None = self.network.context_length
         self.kind = _kind(self.network)
         self.template = self.tokenizer.chat_template if chat else None
         if chat and not self.template:
             raise UsageError("--chat needs a model with a chat template, but this one has none: leave --chat out")
         self._prefixes: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
         self._encoded: tuple[str, list[int]] = ("", [])
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let the network compute without gradients, and wear what the model was loaded with."""
+        with evaluating(self.network), wearing(self.network, getattr(self.model, "adapter", None)):
+            yield
 
     def count(self, text: str) -> int:
         """Return the tokens of a text, those that the tokenizer adds included."""
@@ -83,17 +92,18 @@ class LocalSubject:
         """
         if self.kind == "encoder":
             assert isinstance(self.network, EncoderOnly)
-            return masked.likelihoods(self.network, self.tokenizer, context, continuations)
+            with self.computing():
+                return masked.likelihoods(self.network, self.tokenizer, context, continuations)
         if self.kind in ("classifier", "embedder"):
             raise cannot(self.name, "gives probabilities to texts")
         ids, rows = self._encode(context, continuations)
         longest = len(ids) + max(map(len, rows)) - 1
-        if self.kind == "decoder" and longest > self.network.context_length:
+        if self.kind == "decoder" and self.window is not None and longest > self.window:
             raise ContextWindowError(
-                f"a context and its continuation must fit the context window of {self.network.context_length} tokens, "
-                f"but have {longest + 1}"
+                f"a context and its continuation must fit the context window of {self.window} tokens, but have "
+                f"{longest + 1}"
             )
-        with evaluating(self.network):
+        with self.computing():
             if len(rows) == 1 and self.kind == "decoder":
                 return [self._single(ids, rows[0], prefix)]
             return self._together(ids, rows, prefix)
@@ -102,7 +112,7 @@ class LocalSubject:
         """Return how a continuation is expected, both given as token ids, at least one each."""
         if self.kind != "decoder":
             raise cannot(self.name, "writes from left to right")
-        with evaluating(self.network):
+        with self.computing():
             return self._single(list(context), list(continuation), "")
 
     def _encode(self, context: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
@@ -193,14 +203,16 @@ class LocalSubject:
         else:
             ids = prompt_ids(self.tokenizer, prompt)
         settings = GenerationSettings(max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop))
-        return complete(self.network, self.tokenizer, ids, settings, end_ids=self.model.end_ids).text
+        with self.computing():
+            return complete(self.network, self.tokenizer, ids, settings, end_ids=self.model.end_ids).text
 
     def classify(self, text: str, pair: str | None) -> str:
         """Return the label that a classifier gives."""
         if self.kind != "classifier":
             raise cannot(self.name, "classifies texts")
         assert isinstance(self.network, EncoderOnly)
-        return masked.classify(self.network, self.tokenizer, text, pair)
+        with self.computing():
+            return masked.classify(self.network, self.tokenizer, text, pair)
 
     def labels(self) -> tuple[str, ...]:
         """Return the labels of a classifier."""
@@ -208,7 +220,8 @@ class LocalSubject:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
         """Return one vector per text, as `LanguageModel.embed`; one that is too long is cut at its end."""
-        vectors = embed(self.network, self.tokenizer, texts, self.model.pooling, truncate=True)
+        with self.computing():
+            vectors = embed(self.network, self.tokenizer, texts, self.model.pooling, truncate=True)
         found: npt.NDArray[np.floating[Any]] = vectors.float().cpu().numpy()
         return found
 

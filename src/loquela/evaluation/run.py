@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -256,7 +257,7 @@ def _windows(
     text = prepare(subject.tokenizer, read_pieces(one.file, notes=notes))
     ids, n_bytes = text.ids, text.n_bytes
     network = subject.network
-    window = min(network.context_length, _LONGEST_WINDOW)
+    window = min(subject.window or _LONGEST_WINDOW, _LONGEST_WINDOW)
     stride = max(1, window // 2)
     if settings.limit is not None and (most := window + (settings.limit - 1) * stride) < len(ids) - 1:
         n_bytes = round(n_bytes * most / (len(ids) - 1))
@@ -269,20 +270,14 @@ def _windows(
 
     def source() -> Source:
         yield from ((number, record, False) for number, record in done.items())
-        for number, log_probs in score_windows(network, ids, window=window, stride=stride, skip=set(done)):
-            value = float(log_probs.sum())
-            if value != value:
-                raise LoquelaError("log-probabilities must be finite, but are not: the model's weights are damaged")
-            yield (
-                number,
-                {
-                    "log_prob": value,
-                    "tokens": len(log_probs),
-                    "bytes": n_bytes,
-                    "vocabulary": network.vocab_size,
-                },
-                True,
-            )
+        windows = score_windows(network, ids, window=window, stride=stride, skip=set(done))
+        with subject.computing():
+            for number, log_probs in windows:
+                value = float(log_probs.sum())
+                if not math.isfinite(value):
+                    raise LoquelaError("log-probabilities must be finite, but are not: the model's weights are damaged")
+                sizes = {"tokens": len(log_probs), "bytes": n_bytes, "vocabulary": network.vocab_size}
+                yield number, {"log_prob": value, **sizes}, True
 
     return source(), total
 
