@@ -176,3 +176,27 @@ def test_a_place_whose_package_is_missing_says_what_to_install(
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match=re.escape(f"pip install 'loquela[{name}]'")):
         train({**recipe, "output_dir": str(tmp_path / "out"), "report_to": name})
+
+
+def test_a_plan_with_the_measured_share_of_the_peak_gives_the_measured_speed(trained: Path) -> None:
+    """The same formula on paper and in timing.csv: what the plan says of a run is what the run did."""
+    import csv
+
+    import torch
+
+    from loquela.checkpoint.configs import read_config
+    from loquela.checkpoint.flops import peak_flops
+    from loquela.checkpoint.plan import Hardware, plan
+
+    peak = peak_flops(torch.device("cpu"), torch.float32)
+    assert peak is not None
+    with (trained / "timing.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    on = Hardware("this", flops=peak, memory=1e9, watts=5)
+    for row in rows:
+        mfu = float(row["mfu"])
+        made = plan(read_config(trained), on=on, devices=1, sequence=48, rows=4, mfu=max(mfu, 1e-9))
+        assert made.fits, "and it did run in much less than a gigabyte"
+        # mfu is written with six digits
+        assert abs(made.tokens_per_second / float(row["tokens_per_second"]) - 1) < 0.6e-6 / max(mfu, 1e-9) + 1e-3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ def train(
     loaded = Recipe.load(recipe, overrides or [])
     with TrainingView() as view:
         result = run(loaded, on_event=view)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of several processes has told it
     if as_json:
         print_json(result.as_dict())
         return

@@ -114,7 +114,7 @@ class Timing:
         speed = (tokens - last_tokens) / max(seconds - last_seconds, 1e-9)
         mfu = utilisation(speed)
         if self._stream is not None:
-            shown = "" if mfu is None else f"{mfu:.4f}"
+            shown = "" if mfu is None else f"{mfu:.6f}"
             _append(self.file, self._stream, [str(step), f"{seconds:.3f}", f"{speed:.0f}", shown])
         self._last = (seconds, tokens)
         return speed

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
 from loquela.errors import LoquelaError, StorageError, TrainingError
 from loquela.models.base import Network
@@ -184,12 +185,24 @@ def joined(kind: Literal["ddp", "fsdp"], device: Callable[[int], torch.device]) 
         if place.type == "cuda":
             torch.cuda.set_device(place)
         try:
-            distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+            store, _, _ = next(rendezvous("env://"))
+            # A launcher that restarts its processes may keep the store, with the addresses of those that are gone.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.distributed_c10d.PrefixStore(f"attempt-{attempt}", store)
+            backend = "nccl" if place.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"the {world} processes must reach each other, but cannot: {reason}") from error
     try:
         yield Ranks(rank, world, local_rank, kind, place)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("gloo", "NCCL", "Connection")):
+            raise
+        raise TrainingError(
+            f"all {world} processes must stay together, but another has ended: "
+            f"{str(error).splitlines()[0]}; the same command goes on from the last checkpoint"
+        ) from error
     finally:
         if began:
             distributed.destroy_process_group()
