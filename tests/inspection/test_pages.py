@@ -138,6 +138,28 @@ def test_the_slider_goes_through_the_loop(chromium: Any, tmp_path: Path) -> None
     page.close()
 
 
+def test_the_menu_of_heads_and_what_a_cell_says(chromium: Any, tmp_path: Path) -> None:
+    file = tmp_path / "attention.html"
+    shown = inspect.attention(model_of("llama"), "The cat sat on", layer=0, head=1)
+    shown.save(file, "map")
+    page, console, _ = visit(chromium, file, "light")
+    assert page.evaluate("document.getElementById('figure-0').layout.title.text").startswith("Layer 0, head 1")
+    page.locator(".updatemenu-header").click()
+    page.wait_for_selector(".updatemenu-dropdown-button")
+    place = page.locator(".updatemenu-dropdown-button").nth(6).bounding_box()
+    page.mouse.click(place["x"] + 20, place["y"] + 8)
+    page.wait_for_function("document.getElementById('figure-0').layout.title.text.startsWith('Layer 1, head 2')")
+    visible = page.evaluate("document.getElementById('figure-0').data.map(trace => trace.visible)")
+    assert visible == [i == 6 for i in range(8)]
+    area = page.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(area["x"] + area["width"] * 0.1, area["y"] + area["height"] * 0.6)  # the third row's first cell
+    page.wait_for_selector(".hovertext")
+    said = f"·sat looks at The: {shown.data['attention'][1][2][2][0]:.3f}"
+    assert page.locator(".hovertext").first.text_content() == said
+    assert console == []
+    page.close()
+
+
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_images(chromium: Any, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"next.{kind}"

@@ -66,7 +66,8 @@ def export(figure: go.Figure, path: Path) -> None:
 def _draw(program: str, figure: go.Figure, kind: str) -> bytes:
     script = _SAVE.replace("FORMAT", kind).replace("WIDTH", str(_WIDTH)).replace("SCALE", str(_SCALE))
     script = script.replace("HEIGHT", str(figure.layout.height or 420))
-    content = page("picture", [Section("", [figure])], theme="light")
+    still = go.Figure(figure).update_layout(updatemenus=[], sliders=[])  # nobody can press them on paper
+    content = page("picture", [Section("", [still])], theme="light")
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "figure.html"
         file.write_text(content.replace("</body>", script + "</body>"), encoding="utf-8")

@@ -26,12 +26,15 @@ def pooled_by(weights: Weights, size: int) -> Weights:
     return pooled
 
 
-def shares(weights: Any, text: Any = None) -> Any:
-    """A heat map of shares; a large one in whole per cent, a byte for each, so that pages stay small."""
-    hover = "%{text}: " if text else ""
-    if weights.size <= _MOST_EXACT:
-        return heat(np.float32(weights), unit="share", hover=hover + "%{z:.3f}", zmin=0, text=text)
-    return heat(np.uint8(np.round(100 * weights)), unit="share (%)", hover=hover + "%{z} %", zmin=0, text=text)
+def shares(weights: Any, *, exact: bool | None = None, words: bool = True, **more: Any) -> Any:
+    """A heat map of shares whose axes are tokens (`words`).
+
+    Unless it is `exact`, as a small one is, it is kept in whole per cent, a byte for each, so that pages stay small.
+    """
+    hover = "%{y} looks at %{x}: " if words else ""  # an axis whose ticks are tokens says them here too
+    if exact or (exact is None and weights.size <= _MOST_EXACT):
+        return heat(np.float32(weights), unit="share", hover=hover + "%{z:.3f}", zmin=0, **more)
+    return heat(np.uint8(np.round(100 * weights)), unit="share (%)", hover=hover + "%{z} %", zmin=0, **more)
 
 
 def lines(weights: Weights, queries: Sequence[str], keys: Sequence[str], *, title: str, caption: str) -> go.Figure:

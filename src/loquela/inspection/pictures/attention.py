@@ -13,14 +13,14 @@ from loquela.generation.decode import evaluating
 from loquela.inspection.maps import lines, pooled_by, shares
 from loquela.inspection.patterns import PATTERNS, Weights, describe, induction, repeated, rollout
 from loquela.inspection.reading import Inspected, Reading, Text, UnavailableError, layers_of, read, token_texts
-from loquela.inspection.theme import COLOURS, figure, ticks, visible_tokens
+from loquela.inspection.theme import COLOURS, INK, figure, ticks
 from loquela.inspection.watch import watch
 from loquela.layers.attention import MultiHeadAttention
 
 __all__ = ["VIEWS", "data", "terminal", "weights_of"]
 
 _MOST = 512
-_MOST_CELLS = 160_000
+_MOST_CELLS, _MOST_MENU, _MOST_EXACT = 160_000, 250_000, 40_000
 _PERIOD = 24
 _SIDES = {"encoder": ("encoder", "attention"), "decoder": ("decoder", "attention"), "cross": ("decoder", "cross")}
 
@@ -132,7 +132,7 @@ def grid(content: dict[str, Any]) -> go.Figure:
     for rule in rules:
         rule |= {"x1": rule.get("x1", rule["x0"]), "y1": rule.get("y1", rule["y0"]), "line": {"color": "#8a8f9a"}}
     made = figure(
-        shares(wide),
+        shares(wide, words=False),
         title=f"Every head of the {_name(content)}: {layers} layers × {heads} heads",
         caption="Each field is one head: rows are the tokens that look, columns the tokens that are looked at, the "
         "first at the top left. A line along the diagonal is a head that looks at the token before or at itself, a "
@@ -160,20 +160,38 @@ def grid(content: dict[str, Any]) -> go.Figure:
 
 
 def one_map(content: dict[str, Any]) -> go.Figure:
-    """One head, with its tokens."""
-    layer, head = content["shown"]
-    return _map(
+    """One head, with its tokens; a menu has the others, or in a long text the clearest of them."""
+    shown = tuple(content["shown"])
+    clearest = [(h["layer"], h["head"]) for h in content["heads"]]
+    clearest.sort(key=lambda place: place != shown)  # in the order that they have, but the one asked for first
+    fitting = max(1, _MOST_MENU // (len(content["queries"]) * len(content["keys"])))
+    places = sorted(clearest[:fitting])
+    weights = [np.array(content["attention"][layer][head]) for layer, head in places]
+    exact = sum(one.size for one in weights) <= _MOST_EXACT
+    made = _map(
         content,
-        np.array(content["attention"][layer][head]),
-        f"Layer {layer}, head {head} of the {_name(content)}",
-        f"Each row is a token and what it looks at; the shares of a row sum to 1. {_pattern(content, layer, head)}",
+        [shares(one, exact=exact, visible=place == shown) for one, place in zip(weights, places, strict=True)],
+        _headed(content, *shown),
+        "Each row is a token and what it looks at; the shares of a row sum to 1. The menu has the other heads"
+        + ("." if len(places) == len(clearest) else f", of {len(clearest)} the {len(places)} clearest."),
     )
+    buttons = [
+        {
+            "label": f"layer {place[0]}, head {place[1]}",
+            "method": "update",
+            "args": [{"visible": [place == other for other in places]}, {"title.text": _headed(content, *place)}],
+        }
+        for place in places
+    ]
+    look = {"x": 1, "xanchor": "right", "y": 1.01, "yanchor": "bottom", "bgcolor": "#e8ebf1", "font": {"color": INK}}
+    menu = {"buttons": buttons, "active": places.index(shown), **look}
+    return made.update_layout(updatemenus=[menu] if len(places) > 1 else [], margin={"t": 96})
 
 
-def _pattern(content: dict[str, Any], layer: int, head: int) -> str:
+def _headed(content: dict[str, Any], layer: int, head: int) -> str:
     scores = next(h for h in content["heads"] if (h["layer"], h["head"]) == (layer, head))
     said = [f"{100 * scores[p]:.0f} % {_WORDS[p]}" for p in PATTERNS if scores[p] is not None]
-    return "On average, of this head's attention go " + ", ".join(said) + "." if said else ""
+    return f"Layer {layer}, head {head} of the {_name(content)}<br><sup>{', '.join(said)}</sup>"
 
 
 _WORDS = {
@@ -184,19 +202,10 @@ _WORDS = {
 }
 
 
-def _map(content: dict[str, Any], weights: Any, title: str, caption: str) -> go.Figure:
-    queries, keys = visible_tokens(content["queries"]), visible_tokens(content["keys"])
-    hover = [[f"{q} looks at {k}" for k in keys] for q in queries] if weights.size <= 4096 else None
-    made = figure(
-        shares(weights, hover),
-        title=title,
-        caption=caption,
-        height=min(900, 200 + 22 * len(queries)),
-    )
+def _map(content: dict[str, Any], drawn: Any, title: str, caption: str) -> go.Figure:
+    made = figure(drawn, title=title, caption=caption, height=min(900, 200 + 22 * len(content["queries"])))
     made.update_xaxes(**ticks(content["keys"]), title="is looked at", tickangle=-60)
-    return made.update_yaxes(**ticks(content["queries"]), title="looks", autorange="reversed").update_layout(
-        margin={"t": 64}
-    )
+    return made.update_yaxes(**ticks(content["queries"]), title="looks", autorange="reversed")
 
 
 def arcs(content: dict[str, Any]) -> go.Figure:
@@ -249,7 +258,7 @@ def rolled(content: dict[str, Any]) -> go.Figure | None:
         return None
     return _map(
         content,
-        np.array(content["rollout"]),
+        shares(np.array(content["rollout"])),
         "Attention rollout: where each position's content comes from",
         "All layers multiplied, heads averaged, half of every layer left to the residual stream (Abnar and Zuidema, "
         "2020): a rough answer to which tokens a position is made of.",
