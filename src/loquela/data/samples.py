@@ -84,7 +84,7 @@ class Material(Protocol):
 
     @property
     def train_bytes(self) -> int:
-        """Bytes of their text in UTF-8."""
+        """Bytes of their text in UTF-8, where bits per byte mean something; else 0."""
 
     @property
     def val_tokens(self) -> int:
@@ -144,7 +144,7 @@ class Text:
 
     @property
     def train_bytes(self) -> int:  # noqa: D102
-        return self.corpus.train.n_bytes
+        return self.corpus.train.n_bytes if self.task.objective.is_whole_text else 0
 
     @property
     def val_tokens(self) -> int:  # noqa: D102
