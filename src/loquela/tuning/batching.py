@@ -14,13 +14,13 @@ from loquela.models.base import Network
 
 __all__ = ["Assembler", "Order", "shares"]
 
-ENOUGH, PLENTY = 256, 512
+ENOUGH, PLENTY = 128, 256
 """Positions that keep a processor busy: a group of samples is cut no smaller than that, and where it would be larger.
 
 More at once would not be faster, but what is kept for the backward pass grows with them. A narrow network needs more
 of them: as many as hold `NUMBERS` numbers at a layer.
 """
-NUMBERS = 400_000
+NUMBERS = 200_000
 WASTE = 0.1
 """Share of a batch that may be filling before it is cut."""
 
