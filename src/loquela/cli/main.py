@@ -30,6 +30,7 @@ VERBS = {
     "merge": "Fold adapters into a model's weights, or take one out again, with a proof.",
     "convert": "Convert a checkpoint, with a proof that both give the same logits.",
     "size": "Parameters by part, and the memory to run, tune and train.",
+    "bench": "Tokens per second, first token and memory, alone and beside other libraries.",
 }
 """Verb → what `loquela --help` says of it. The module `loquela.cli.VERB` defines `app`, a `typer.Typer`."""
 
