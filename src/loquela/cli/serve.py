@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from loquela.cli.options import AUTO, EngineOption, QuantizeOption
 from loquela.cli.output import note
 from loquela.cli.threads import share_cores
 from loquela.errors import UsageError
@@ -17,14 +17,6 @@ __all__ = ["adapters_of", "app", "start"]
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 _MEBI = 2**20
-
-
-class Engine(str, Enum):
-    """How the network is run."""
-
-    AUTO = "auto"
-    TORCH = "torch"
-    COMPILED = "compiled"
 
 
 @app.command()
@@ -51,7 +43,8 @@ def serve(
     cache_memory: Annotated[int, typer.Option(min=1, metavar="MB", help="Memory for caches.")] = 1024,
     seconds: Annotated[float, typer.Option(min=1, help="How long a request may take.")] = 600,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that requests may go on after SIGTERM.")] = 30,
-    engine: Annotated[Engine, typer.Option(help="How the network is run.")] = Engine.AUTO,
+    engine: EngineOption = AUTO,
+    quantize: QuantizeOption = None,
 ) -> None:
     """Serve a model in OpenAI's API, with the playground at `/`.
 
@@ -77,6 +70,7 @@ def serve(
         seconds=seconds,
         drain_seconds=drain,
         engine=engine.value,
+        quantize=None if quantize is None else quantize.value,
     )
     start(options)
 

@@ -36,7 +36,7 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     settings = served.settings(body, served.scheduler.window(adapter) if asked is None else asked)
     constraint = await served.constraint(body)
-    ids = await rendered(served, body.messages)
+    ids = await rendered(served, body.messages, adapter)
     request = Request(
         tuple(served.fit(ids, settings, adapter)),
         settings,
@@ -54,10 +54,12 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
     return JSONResponse(await until_left(http, answer.whole(), run.cancel))
 
 
-async def rendered(served: Served, messages: list[Message], *, add_generation_prompt: bool = True) -> list[int]:
-    """Return the token ids of a conversation through the model's own template; raises a 400 where it has none."""
-    tokenizer = served.model.tokenizer
-    if tokenizer.chat_template is None:
+async def rendered(
+    served: Served, messages: list[Message], adapter: str | None = None, *, add_generation_prompt: bool = True
+) -> list[int]:
+    """Return the token ids of a conversation through the template of who answers; raises a 400 where there is none."""
+    tokenizer, template = served.model.tokenizer, served.template(adapter)
+    if template is None:
         raise ApiError(
             400,
             "a conversation needs a chat template, but this model has none: ask /v1/completions to continue a text",
@@ -65,9 +67,7 @@ async def rendered(served: Served, messages: list[Message], *, add_generation_pr
             code="no_chat_template",
         )
     turns = [message.as_dict() for message in messages]
-    return await run_in_threadpool(
-        render, turns, tokenizer.chat_template, tokenizer, add_generation_prompt=add_generation_prompt
-    )
+    return await run_in_threadpool(render, turns, template, tokenizer, add_generation_prompt=add_generation_prompt)
 
 
 class _Answer:

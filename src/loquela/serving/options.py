@@ -39,6 +39,7 @@ class Options:
     drain_seconds: float = 30.0
     """How long requests may go on after SIGTERM."""
     engine: Literal["auto", "torch", "compiled"] = "auto"
+    quantize: Literal["int8", "int4"] | None = None
     page: Path = _PAGE
     runs: tuple[Path, ...] = (Path("runs"), Path("my-model"))
     """Where the page looks for runs of training to watch."""

@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 
 from loquela import peft
 from loquela.api import LanguageModel, load
-from loquela.engine.decoder import compiled
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
 from loquela.errors import CheckpointError, TokenizerError, UsageError
@@ -21,7 +20,6 @@ from loquela.generation.completion import prompt_ids
 from loquela.generation.constrain import Constraint, constraint
 from loquela.generation.rules import RULES
 from loquela.generation.settings import GenerationSettings, known_settings
-from loquela.models.base import Network
 from loquela.prompting.budget import fit
 from loquela.serving.answers import ModelCard
 from loquela.serving.failures import ApiError
@@ -40,17 +38,21 @@ class Served:
 
     def __init__(self, options: Options, model: LanguageModel | None = None) -> None:
         self.options = options
-        self.model = load(options.model) if model is None else model
+        if model is None:
+            model = load(options.model, engine=options.engine, quantize=options.quantize)
+        self.model = model
         self.name = options.model_name
         self.adapters: dict[str, Path] = {}
+        self._templates: dict[str, str] = {}
         self.created = int(time.time())
         self.metrics = Metrics()
+        network = model.network
+        runs = model.engine.of(network) if network.kind == "decoder" else network
         for name, directory in options.adapters.items():
             self._put_on(name, directory)
         limits = Limits(options.slots, options.queue, options.cache_bytes)
-        network = self.model.network
         self.scheduler = Scheduler(
-            network, self.model.tokenizer, limits, wear=self.wear, compiled=_compiled(network, options.engine)
+            network, model.tokenizer, limits, wear=self.wear, compiled=None if runs is network else runs
         )
         for name in self.adapters:
             self.scheduler.know(name)
@@ -88,7 +90,7 @@ class Served:
             parent=None if name is None else self.name,
             max_model_len=self.scheduler.window(name),
             kind=self.model.network.kind,
-            chat=tokenizer.chat_template is not None,
+            chat=self.template(name) is not None,
             infill=infill_marks(tokenizer) is not None,
             defaults=known_settings(self.model.generation_config),
         )
@@ -116,13 +118,21 @@ class Served:
             self.scheduler.forget(name)
             peft.detach(self.model.network, name)
             del self.adapters[name]
+            self._templates.pop(name, None)
 
         await self.run(take_off)
 
     def _put_on(self, name: str, directory: Path) -> None:
         if name == self.name or name in self.adapters:
             raise UsageError(f"adapters and model must have different names, but {name!r} is there twice")
+        if self.options.quantize is not None:
+            raise UsageError(
+                f"weights of {self.options.quantize} cannot wear an adapter: merge it first (loquela merge)"
+            )
         peft.load_adapter(self.model.network, directory, name)
+        own = directory / "chat_template.jinja"
+        if own.is_file():
+            self._templates[name] = own.read_text(encoding="utf-8")
         self.adapters[name] = directory
 
     # -- work
@@ -130,6 +140,10 @@ class Served:
     async def run(self, job: Callable[[], T]) -> T:
         """Run a job that uses the network in the scheduler's thread, between two steps."""
         return await asyncio.wrap_future(self.scheduler.call(job))
+
+    def template(self, adapter: str | None) -> str | None:
+        """Return the chat template that an adapter was tuned with, else the model's own, if it has one."""
+        return self._templates.get(adapter or "", self.model.tokenizer.chat_template)
 
     def fit(self, prompt: str | Sequence[int], settings: GenerationSettings, adapter: str | None) -> list[int]:
         """Return a prompt's token ids, which leave room for a token; raises `ContextWindowError`."""
@@ -195,15 +209,3 @@ class Served:
         return await run_in_threadpool(
             constraint, self.model.tokenizer, json_schema=schema, regex=body.regex, end_ids=self.model.end_ids
         )
-
-
-def _compiled(network: Network, engine: str) -> Network | None:
-    """Return the compiled form of a network; None where it has none and `engine` leaves the choice to us."""
-    if engine == "torch":
-        return None
-    try:
-        return compiled(network)
-    except UsageError:
-        if engine == "compiled":
-            raise
-        return None

@@ -67,7 +67,9 @@ async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> 
     if body.messages is not None:
         if body.add_special_tokens is not None:
             raise ApiError(400, "add_special_tokens goes with prompt: a template writes them itself", param="prompt")
-        ids = await rendered(served, body.messages, add_generation_prompt=body.add_generation_prompt is not False)
+        ids = await rendered(
+            served, body.messages, adapter, add_generation_prompt=body.add_generation_prompt is not False
+        )
     else:
         if body.add_generation_prompt is not None:
             raise ApiError(400, "add_generation_prompt goes with messages", param="add_generation_prompt")
