@@ -59,6 +59,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "position_switch alibi": {**_ROTARY, "position": "alibi"},
     "position_switch none": {**_ROTARY, "position": "none"},
 }
+MORE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("mistral", "olmo2", "phi3", "qwen2", "smollm3"), _ROTARY),
+    "qwen3": {**_ROTARY, "head_dim": 8},
+    "gemma3_text": {**_ROTARY, "head_dim": 8, "sliding_window": 8},
+    "qwen3_moe": {**_ROTARY, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "marian": _PAIR,
+    "mbart": _PAIR,
+    "mt5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+}
+"""Variations of those above, for what a variation can break: sums that must come out."""
 Make = Callable[[str], LanguageModel]
 
 
@@ -75,7 +85,7 @@ def tokenizer_of() -> Tokenizer:
 @cache
 def model_of(name: str) -> LanguageModel:
     model_type, tokenizer = name.split()[0], tokenizer_of()
-    raw = {"model_type": model_type, "vocab_size": tokenizer.vocab_size, **SHAPES[name]}
+    raw = {"model_type": model_type, "vocab_size": tokenizer.vocab_size, **(SHAPES | MORE)[name]}
     network: Network = architecture(model_type).NETWORK(config_from_dict(raw))
     network.initialise()
     if hasattr(network, "fit"):

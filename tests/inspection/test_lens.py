@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from specimens import Make
+from specimens import MORE, Make, model_of
 
 from loquela.api import LanguageModel
 from loquela.inspection import UnavailableError, inspect
@@ -50,7 +50,7 @@ def test_no_layers_to_look_between(model: Make) -> None:
         inspect.lens(model("lstm"), TEXT)
 
 
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("name", [*SUMS, *MORE])
 def test_attributions_add_up_to_the_logit(model: Make, name: str) -> None:
     found = model(name)
     reading = read(found, TEXT)
@@ -82,6 +82,15 @@ def test_a_head_that_is_silenced_had_that_term(model: Make) -> None:
         weight = network.get_parameter("decoder.norm.weight")
         expected = network.get_parameter("lm_head.weight")[20] @ (part * scale * weight)
     assert term.value == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_half_precision_says_what_it_rounds_away() -> None:
+    found = model_of.__wrapped__("llama")
+    found.network.to(torch.bfloat16)
+    terms, logit = attribute(read(found, TEXT), -1, 20)
+    assert sum(term.value for term in terms) == pytest.approx(logit, abs=1e-9)
+    (rounding,) = [term for term in terms if term.kind == "rounding"]
+    assert abs(rounding.value) < 0.05 * max(1, abs(logit))
 
 
 @pytest.mark.parametrize("name", ["bert", "gemma2"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from specimens import GAP, SHAPES, TEXT, Make, model_of
+from specimens import GAP, MORE, SHAPES, TEXT, Make, model_of
 
 from loquela import inspect as top_level
 from loquela import peft
@@ -205,7 +205,7 @@ def test_positions(model: Make) -> None:
     assert both[0]["distances"] == list(range(-11, 12))
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "ngram"])
+@pytest.mark.parametrize("name", [name for name in (*SHAPES, *MORE) if name != "ngram"])
 def test_the_parts_of_the_anatomy_are_all_of_it(model: Make, name: str) -> None:
     shown = inspect.anatomy(model(name), length=10).data
     counted = sum(part["parameters"] * part["repeat"] for part in shown["parts"])

@@ -27,7 +27,7 @@ __all__ = ["Term", "attribute"]
 
 @dataclass
 class Term:
-    """One addend of a logit. `kind` is embedding, head, cross, feed_forward or bias."""
+    """One addend of a logit. `kind` is embedding, head, cross, feed_forward, bias, or in half precision rounding."""
 
     kind: str
     layer: int | None
@@ -88,7 +88,10 @@ def attribute(reading: Reading, place: int, token: int) -> tuple[list[Term], flo
     named = zip(stream.names, values, strict=True)
     terms = _joined([*(Term(*name, value) for name, value in named), Term("bias", None, None, bias)])
     rest = logit - sum(term.value for term in terms)
-    if abs(rest) > 1e-3 * max(1.0, abs(logit)):
+    half = torch.finfo(next(network.parameters()).dtype).bits < 32
+    if half and abs(rest) < 0.05 * max(1.0, abs(logit)):
+        terms.append(Term("rounding", None, None, rest))
+    elif abs(rest) > 1e-3 * max(1.0, abs(logit)):
         raise UnavailableError(
             f"attribution is unavailable: the terms of {network.config.model_type} sum to {logit - rest:.4g}, but its "
             f"logit is {logit:.4g}; something between the blocks and the logits is no sum"
