@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loquela.data import corpora, readers, shards
 from loquela.data.shards import Corpus, build
+from loquela.data.special import Special
 from loquela.data.vocabulary import train_tokenizer
 from loquela.errors import DataError, StorageError, TextDecodingError, UsageError
 from loquela.text.tokenizer import Tokenizer
@@ -94,6 +95,17 @@ def test_documents_end_with_the_end_token(tmp_path: Path) -> None:
     assert corpus.validation.n_bytes == len("".join(documents[3:]).encode())
     without = Tokenizer.train("byte", [], special_tokens=())
     assert ids(build(path, without, tmp_path / "bare"))[1] == without.encode(documents[4])
+
+
+def test_where_there_is_no_end_token_the_separator_ends_documents(tmp_path: Path) -> None:
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a cat", "a dog", "a fox")))
+    tokenizer = Tokenizer.train("wordpiece", [TEXT], 300, special_tokens=("[SEP]", "[CLS]", "[MASK]", "[PAD]"))
+    assert tokenizer.eos_id is None
+    separator = tokenizer.id_of("[SEP]")
+    corpus = build(path, tokenizer, tmp_path / "tokens", validation_fraction=0.4)
+    assert ids(corpus)[1] == [*tokenizer.encode("a dog"), separator, *tokenizer.encode("a fox"), separator]
+    assert Special.of(tokenizer).eos == separator
 
 
 def test_one_document_is_learnt_from_and_nothing_held_out(tmp_path: Path) -> None:

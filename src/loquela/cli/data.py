@@ -53,6 +53,7 @@ def build(
         str | None, typer.Option("--tokenizer", "-t", help="A tokenizer or model directory.  [default: learn a BPE]")
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of the BPE that is learnt.")] = 4096,
+    objective: Annotated[str, typer.Option(help="The objective whose special tokens the BPE has.")] = "causal",
     column: Annotated[str, typer.Option(help="Where a row has its text.")] = "text",
     encoding: Annotated[str, typer.Option(help="Encoding of text files.")] = "utf-8",
     validation_fraction: Annotated[float, typer.Option(help="Share of the documents that is held out.")] = 0.05,
@@ -69,9 +70,12 @@ def build(
     """Tokenise documents into memory-mapped shards, without duplicates, some of them held out."""
     from loquela.data.builder import build as made
     from loquela.data.gather import HUB, Gathering, find
+    from loquela.data.objectives import OBJECTIVES
     from loquela.data.vocabulary import train_tokenizer
     from loquela.text.tokenizer import Tokenizer
 
+    if objective not in OBJECTIVES:
+        raise UsageError(f"--objective must be one of {', '.join(OBJECTIVES)}, but is {objective!r}")
     start = time.perf_counter()
     found = find(sources)
     if tokenizer is not None:
@@ -80,7 +84,8 @@ def build(
         raise UsageError("a set of the Hub is read once: name the --tokenizer to read it with")
     else:
         with console.status("learning the vocabulary …"):
-            chosen = train_tokenizer(found, "bpe", vocab_size, encoding=encoding)
+            special = OBJECTIVES[objective].special_tokens
+            chosen = train_tokenizer(found, "bpe", vocab_size, encoding=encoding, special_tokens=special)
     with console.status("reading …") as status:
         report = made(
             Gathering(found, column, encoding, skip_bad_rows),

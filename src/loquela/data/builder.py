@@ -21,11 +21,12 @@ from loquela.data import built
 from loquela.data.duplicates import BINS, Duplicates
 from loquela.data.flow import Documents, Flow
 from loquela.data.gather import Gathering
+from loquela.data.tokens import end_of
 from loquela.data.workers import encode_all
 from loquela.errors import DataError, UsageError
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["FEW", "Report", "build", "end_of"]
+__all__ = ["FEW", "Report", "build"]
 
 FEW = 20
 """Fewer documents than so many are not held out as a whole: the end of each is."""
@@ -53,13 +54,6 @@ class Report:
     val_bytes: int
     shards: int
     notes: list[str]
-
-
-def end_of(tokenizer: Tokenizer) -> list[int]:
-    """Return the token that ends a document, if there is one: the end token, else the separator."""
-    separator = tokenizer.roles.get("sep")
-    end = tokenizer.eos_id if tokenizer.eos_id is not None or separator is None else tokenizer.id_of(separator)
-    return [] if end is None else [end]
 
 
 def build(

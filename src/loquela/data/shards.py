@@ -21,7 +21,7 @@ import numpy.typing as npt
 from loquela.data import corpora
 from loquela.data.readers import Piece, Source, file_hash, measure, read_pieces
 from loquela.data.splits import split_at
-from loquela.data.tokens import encode_pieces
+from loquela.data.tokens import encode_pieces, end_of
 from loquela.errors import DataError, StorageError
 from loquela.text.tokenizer import Tokenizer
 
@@ -105,7 +105,7 @@ def _write(
     """Write both token files under other names, then put all in place, corpus.json last."""
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     border = split_at(source.size, wanted["validation_fraction"])
-    end = [tokenizer.eos_id] if tokenizer.eos_id is not None and source.is_document_set else []
+    end = end_of(tokenizer) if source.is_document_set else []
     meter = _Meter(source.characters, progress)
     parts = {}
     for name, start, stop in (("train.bin", 0, border), ("val.bin", border, source.size)):
@@ -147,7 +147,7 @@ class _Meter:
     def watch(self, rows: Iterable[tuple[list[int], Piece]], tokenizer: Tokenizer) -> Iterator[tuple[list[int], Piece]]:
         for ids, piece in rows:
             if self.done == 0:  # one piece shows whether blanks, line ends or case are lost
-                plain = ids[:-1] if piece.ends_document and ids[-1:] == [tokenizer.eos_id] else ids
+                plain = ids[:-1] if piece.ends_document and ids[-1:] == end_of(tokenizer) else ids
                 self.is_lossy = tokenizer.decode(plain, skip_special_tokens=False) != piece.text
             self.done += len(piece.text)
             self.unknown += 0 if tokenizer.unk_id is None else ids.count(tokenizer.unk_id)

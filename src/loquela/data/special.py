@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loquela.data.batch import Ids
+from loquela.data.tokens import end_of
 from loquela.models.base import EncoderDecoder, Network
 from loquela.text.tokenizer import Tokenizer
 
@@ -66,7 +67,7 @@ class Special:
             vocab_size=tokenizer.vocab_size,
             reader="decoder" if network is None else network.kind,
             pad=tokenizer.pad_id,
-            eos=tokenizer.eos_id,
+            eos=next(iter(end_of(tokenizer)), None),
             mask=tokenizer.mask_id,
             start=network.start_token_id if isinstance(network, EncoderDecoder) else None,
             sentinels=tuple(sentinels),

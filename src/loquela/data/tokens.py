@@ -8,9 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from loquela.data.readers import Piece
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["encode_pieces"]
+__all__ = ["encode_pieces", "end_of"]
 
 _BATCH = 32  # pieces that are tokenised together: about a megabyte of text
+
+
+def end_of(tokenizer: Tokenizer) -> list[int]:
+    """Return the token that ends a document, if there is one: the end token, else the separator ([SEP])."""
+    separator = tokenizer.roles.get("sep")
+    end = tokenizer.eos_id if tokenizer.eos_id is not None or separator is None else tokenizer.id_of(separator)
+    return [] if end is None else [end]
 
 
 def encode_pieces(
