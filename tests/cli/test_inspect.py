@@ -107,9 +107,12 @@ def test_wrong_usage(loquela: Run, model_directory: Path, tmp_path: Path) -> Non
         (("attention", *here, TEXT, "--output", tmp_path / "x.pdf"), "as .html, .png or .svg"),
         (("attention", *here, TEXT, "--report", tmp_path / "x.png"), "written as .html"),
         (("attention", *here, TEXT, "--view", "side", "-o", tmp_path / "x.html"), "a view of attention"),
+        (("attention", *here, TEXT, "--view", "map"), "a file must be named"),
+        (("next", *here, TEXT, "--report", tmp_path / "x.html", "--json"), "must be left out"),
     ]:
         done = loquela("inspect", *arguments)
         assert done.code == 2, arguments
         assert said in done.err.replace("\n", " ")
         assert done.out == ""
     assert loquela("inspect", "forgetting", tmp_path).code == 1
+    assert "takes no text" in loquela("inspect", "anatomy", *here, TEXT).err

@@ -58,10 +58,16 @@ def inspect(
     chosen = list(PICTURES.values()) if what == "all" else [PICTURES[name.strip()] for name in what.split(",")]
     if (what == "all" or len(chosen) > 1) and report is None:
         raise UsageError("several pictures are joined by --report FILE.html, but no file is named")
+    if report is not None and (json or output is not None):
+        raise UsageError("--report writes a page of its own, so --json and --output must be left out")
+    if view is not None and output is None:
+        raise UsageError("--view chooses what --output writes, so a file must be named, but none is")
     words, given = _split(text or [], [name for picture in chosen for name in _known(picture)])
     loaded = _load(model, adapter, needed=any("model" in picture.takes for picture in chosen))
     if words is None and any({"text", "file"} & {*picture.takes} for picture in chosen):
         words = piped_text("loquela inspect WHAT -m DIR TEXT, or echo TEXT | loquela inspect WHAT -m DIR").rstrip("\n")
+    if words is not None and not any({"text", "file"} & {*picture.takes} for picture in chosen):
+        note(f"{chosen[0].name} takes no text: {words[:40]!r} changes nothing")
     others: dict[str, LanguageModel] = {}
     if report is not None:
         _report(report, chosen, loaded, words, given, others, explicit=what != "all")
