@@ -311,7 +311,7 @@ def test_large_headers_and_bodies(server: Running) -> None:
     assert b" 431 " in talk(server, b"GET /health HTTP/1.1\r\n" + host + close + large + b"\r\n")[:30]
     many = b"".join(b"X-%d: b\r\n" % i for i in range(30000))
     assert b" 400 " in talk(server, b"GET /health HTTP/1.1\r\n" + host + many + b"\r\n")[:30]
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         body = b'{"prompt": "' + b"a" * guard.BODY_BYTES + b'"}'
         kind = {"Content-Type": "application/json"}
         assert client.post("/tokenize", content=body, headers=kind).status_code == 413

@@ -68,7 +68,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def http(server: Running) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
 
 

@@ -74,7 +74,10 @@ def check_crowd(server: Running, clients: int) -> None:
     assert statuses[200] >= 16
     assert statuses[429] > 0
     assert idle(server)
-    assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+    assert (
+        httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=120).status_code
+        == 200
+    )
 
 
 def test_more_callers_than_places(start: Callable[..., Running], model_directory: Path) -> None:
@@ -130,7 +133,10 @@ def check_hang_ups(server: Running, count: int, at_once: int) -> None:
         for thread in threads:
             thread.join()
         assert idle(server), server.served.scheduler.state()
-    assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+    assert (
+        httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=120).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 8])  # 8: most of them wait when they hang up
@@ -151,7 +157,7 @@ def check_canary(server: Running, rounds: int, lines: list[str]) -> None:
     """Neither key nor prompt is in a log, an error or a metric, whatever goes wrong."""
     key = {"Authorization": f"Bearer {CANARY_KEY}"}
     told = []
-    with httpx.Client(base_url=server.url, headers=key) as client:
+    with httpx.Client(base_url=server.url, headers=key, timeout=120) as client:
         for _ in range(rounds):
             for body in (
                 {"prompt": CANARY, "max_tokens": 2},
@@ -255,7 +261,7 @@ def test_health_is_quick_while_others_write(start: Callable[..., Running], model
     gate, inside = threading.Event(), threading.Event()
     server.served.scheduler.call(lambda: (inside.set(), gate.wait(20)))
     assert inside.wait(10)
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         assert client.get("/health").status_code == 200  # the model's thread stands still, the server does not
         assert client.post("/tokenize", json={"prompt": "a"}).status_code == 200
         assert client.get("/metrics").status_code == 200
@@ -264,7 +270,7 @@ def test_health_is_quick_while_others_write(start: Callable[..., Running], model
 
 def test_a_request_has_its_time(start: Callable[..., Running], model_directory: Path) -> None:
     server = start(model_directory, seconds=0.05, slots=1)
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         answer = client.post("/v1/completions", json=LONG)
         assert answer.status_code == 503
         assert "retry-after" in answer.headers
@@ -277,7 +283,7 @@ def test_a_request_has_its_time(start: Callable[..., Running], model_directory: 
 
 def test_metrics_count(start: Callable[..., Running], model_directory: Path) -> None:
     server = start(model_directory)
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=120) as client:
         client.post("/v1/completions", json={"prompt": [5, 6, 7], "max_tokens": 4, "logit_bias": {"0": -100}})
         client.get("/nowhere")
         text = client.get("/metrics").text

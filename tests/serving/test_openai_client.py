@@ -189,7 +189,7 @@ def test_errors_are_openai_s(client: openai.OpenAI) -> None:
 
 def test_tokens_there_and_back(server: Running, model: LanguageModel) -> None:
     text = "The cat 🐈 sat."
-    with httpx.Client(base_url=server.url) as http:
+    with httpx.Client(base_url=server.url, timeout=120) as http:
         cut = http.post("/tokenize", json={"prompt": text}).json()
         assert cut["tokens"] == model.tokenizer.encode(text)
         assert cut["count"] == len(cut["tokens"]) == len(cut["token_strs"])
