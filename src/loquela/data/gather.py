@@ -19,7 +19,7 @@ __all__ = ["HUB", "Gathering", "find"]
 HUB = "hub:"
 _ENDINGS = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet")
 _SHOWN = 3
-_LONGEST_NAME = 200
+_LONGEST = 200
 
 
 @dataclasses.dataclass
@@ -62,7 +62,7 @@ class Gathering:
         for number, fields in rows:
             reason = fields if isinstance(fields, str) else self._wrong(fields)
             if reason is not None:
-                bad.append(f"row {number} {reason}")
+                bad.append(f"row {number} {' '.join(reason.split())[:_LONGEST]}")
                 if len(bad) > _SHOWN and not self.skip_bad_rows:
                     break
                 continue
@@ -80,7 +80,7 @@ class Gathering:
     def _wrong(self, fields: dict[str, Any]) -> str | None:
         """Say what is wrong with a row, if anything."""
         if self.column not in fields:
-            names = ", ".join(map(repr, fields))[:_LONGEST_NAME] or "no names"
+            names = ", ".join(map(repr, fields))[:_LONGEST] or "no names"
             return f"must have its document under {self.column!r}, but has {names}"
         text = fields[self.column]
         if not isinstance(text, str) or not text.strip():

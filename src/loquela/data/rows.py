@@ -169,7 +169,7 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(number, fields)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: bytes that are not text
         raise DataError(f"{path} must be a whole Parquet file, but: {' '.join(str(error).split())}") from None
 
 
