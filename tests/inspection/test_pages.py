@@ -78,13 +78,14 @@ def message_of(message: Any, console: list[str]) -> None:
 
 def visit(chromium: Any, file: Path, scheme: str) -> tuple[Any, list[str], list[str]]:
     page = chromium.new_page(color_scheme=scheme)
+    page.set_default_timeout(120_000)  # a busy machine is no failure
     console: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: message_of(message, console))
     page.on("pageerror", lambda error: console.append(f"error: {error}"))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(file.as_uri())
-    page.wait_for_function("document.documentElement.dataset.ready", timeout=60_000)
+    page.wait_for_function("document.documentElement.dataset.ready")
     return page, console, requests
 
 

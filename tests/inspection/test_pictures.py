@@ -344,6 +344,9 @@ def test_virtual_tokens_are_looked_at(method: str, before: int, queries: int) ->
     terms = inspect.attribution(found, TEXT, adapter="soft").data
     assert sum(t["value"] for t in terms["terms"]) == pytest.approx(terms["total"], abs=1e-4)
     assert len(terms["saliency"]) == count
+    anatomy = inspect.anatomy(found, adapter="soft").data
+    assert anatomy["parts"][0]["detail"] == "4 positions before the text"
+    assert sum(t["parameters"] for t in anatomy["parts"][0]["adapter"]) == anatomy["trained"] > 0
     words = inspect.embeddings(found, "cat dog mat", adapter="soft").data
     if method == "prompt":
         assert len(words["soft_prompt"]["nearest"]) == len(words["soft_prompt"]["points"]) == 4

@@ -87,9 +87,12 @@ class Pen:
         trained = sum(t["parameters"] for t in part["adapter"])
         fill = _FROZEN if self.tuned else _FILLS.get(part["kind"], _FILLS["other"])
         split = 0.5 if not trained else 0.22
+        if trained and not part["tensors"]:  # nothing of the base is there
+            fill, split, trained = _TRAINED, 0.5, 0
         self.shapes.append(_rectangle(x - 0.5, x + split, y - 0.4, y + 0.4, fill))
         title = _LABELS.get(part["name"], part["name"])
-        size = f"{short(part['parameters'])} parameters" if part["parameters"] else "no parameters of its own"
+        own = part["parameters"] or sum(t["parameters"] for t in part["adapter"])
+        size = f"{short(own)} parameters" if own else "no parameters of its own"
         if part["tensors"] and all(t["tied"] for t in part["tensors"]):
             size = "tied: the embedding again"
         flops = f" · {short(part['flops'])}FLOP" if part["flops"] and not trained else ""  # half a box has less room
@@ -98,7 +101,7 @@ class Pen:
         self._note(x - (0.5 - split) / 2, y, text)
         tensors = "<br>".join(
             f"{t['name'] or 'weight'} {' × '.join(map(str, t['shape']))}{' (tied)' if t['tied'] else ''}"
-            for t in part["tensors"][:14]
+            for t in (part["tensors"] or [t | {"tied": False} for t in part["adapter"]])[:14]
         )
         self.hover.append((x, y, f"<b>{title}</b><br>{tensors or 'nothing to learn'}"))
         if trained:

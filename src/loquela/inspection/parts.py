@@ -137,7 +137,17 @@ class _Taker:
 
 def take_apart(network: Network, length: int, adapter: Adapter | None = None) -> list[Box]:
     """Return the boxes of `network`; FLOPs are those of one token that looks at `length` tokens."""
-    return _Taker(network, length, adapter).boxes()
+    boxes = _Taker(network, length, adapter).boxes()
+    if adapter is None or adapter.virtual is None:
+        return boxes
+    tensors = [(name, tensor) for name, tensor in adapter.virtual.tensors.items()]
+    vectors = all(tensor.shape[-1] == network.dim for _, tensor in tensors)  # else keys and values of each layer
+    pair = isinstance(network, EncoderDecoder)
+    added = [{"name": name, "shape": list(t.shape), "parameters": t.numel()} for name, t in tensors]
+    side = "" if not pair else "encoder" if vectors else "decoder"
+    detail = f"{adapter.virtual.length} positions before the text"
+    name = "soft prompt" if vectors else "soft prefix of every layer"
+    return [Box(side, "input", None, name, "embedding", detail, 0, 0, [], added), *boxes]
 
 
 def _call_order(network: Network) -> list[str]:
