@@ -47,8 +47,9 @@ def test_by_hand() -> None:
 
 def test_never_the_question_itself_and_none_twice() -> None:
     pool = [Example("The Cat?", "x"), Example("the  cat?", "y"), Example("The dog?", "z"), Example("the dog? ", "z")]
-    assert allowed(pool, Example("THE CAT?", "")) == [pool[2]]
-    assert allowed(pool, Example("?", "")) == [pool[0], pool[2]]
+    assert allowed(pool, Example("THE CAT?", ""), 9) == [pool[2]]
+    assert allowed(pool, Example("?", ""), 9) == [pool[0], pool[2]]
+    assert allowed(pool, Example("?", ""), 1) == [pool[0]]
 
 
 def test_nearest_first() -> None:

@@ -37,6 +37,7 @@ __all__ = ["LocalSubject", "Opened"]
 
 _SHARED = 16  # tokens from which on it pays to keep a prefix
 _KEPT = 2  # prefixes whose caches are kept
+_REMEMBERED = 16  # texts whose tokens are
 
 
 class Opened(Protocol):
@@ -70,7 +71,10 @@ class LocalSubject:
         if chat and not self.template:
             raise UsageError("--chat needs a model with a chat template, but this one has none: leave --chat out")
         self._prefixes: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
-        self._encoded: tuple[str, list[int]] = ("", [])
+        self._known: OrderedDict[str, list[int]] = OrderedDict()
+        around = self.tokenizer.encode("")
+        begins = bool(around) and around[0] == self.tokenizer.bos_id
+        self._ends = len(around) - begins  # tokens that the tokenizer puts behind every text; few put any
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -80,7 +84,20 @@ class LocalSubject:
 
     def count(self, text: str) -> int:
         """Return the tokens of a text, those that the tokenizer adds included."""
-        return len(self.tokenizer.encode(text))
+        return len(self._ids(text))
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text."""
+        return [len(ids) for ids in self.tokenizer.encode_batch(texts)]
+
+    def _ids(self, text: str) -> list[int]:
+        """Encode a text; the last few are remembered, for a prompt is counted before it is asked."""
+        if text not in self._known:
+            self._known[text] = self.tokenizer.encode(text)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(text)
+        return self._known[text]
 
     # -- likelihood
 
@@ -124,19 +141,14 @@ class LocalSubject:
         bare = context.rstrip()
         blanks = context[len(bare) :]
         if not bare:
-            whole = [blanks + continuation for continuation in continuations]
-            return prompt_ids(tokenizer, ""), tokenizer.encode_batch(whole, add_special_tokens=False)
-        ids, *rows = tokenizer.encode_batch([bare, *(context + continuation for continuation in continuations)])
-        ends = self._ends()
-        ids, rows = ids[: len(ids) - ends], [row[len(ids) - ends : len(row) - ends] for row in rows]
+            texts = [blanks + continuation for continuation in continuations]
+            return prompt_ids(tokenizer, ""), tokenizer.encode_batch(texts, add_special_tokens=False)
+        given = len(self._ids(bare)) - self._ends
+        whole = tokenizer.encode_batch([context + continuation for continuation in continuations])
+        ids, rows = self._ids(bare)[:given], [row[given : len(row) - self._ends] for row in whole]
         if not all(rows):
             raise DataError("a continuation must have a token of its own, but one melts into its context's last token")
         return ids, rows
-
-    def _ends(self) -> int:
-        """How many tokens the tokenizer puts behind every text; few put any."""
-        around = self.tokenizer.encode("")
-        return max(0, len(around) - 1) if around and around[0] == self.tokenizer.bos_id else len(around)
 
     def _single(self, ids: list[int], row: list[int], prefix: str) -> Likelihood:
         """Context and continuation in one go."""
@@ -184,10 +196,9 @@ class LocalSubject:
         """How many of the context's tokens are those of `prefix`, at least one of the context left out."""
         if not prefix:
             return 0
-        if self._encoded[0] != prefix:
-            self._encoded = (prefix, self.tokenizer.encode(prefix.rstrip()))
-        pairs = zip(self._encoded[1], ids[:-1], strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self._encoded[1]), len(ids) - 1))
+        beginning = self._ids(prefix.rstrip())
+        pairs = zip(beginning, ids[:-1], strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(beginning), len(ids) - 1))
 
     def _tensor(self, ids: Sequence[Any]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=next(self.network.parameters()).device)

@@ -100,13 +100,13 @@ class Prompter:
         if self._order is None:
             return []
         question = Example(lettered_question(asked) if self.lettered else asked.questions[0], "")
-        found = ways.allowed(self._order(question.question), question)
+        found = ways.allowed(self._order(question.question), question, self.settings.shots)
         if len(found) < self.settings.shots:
             raise UsageError(
                 f"shots must be at most the {len(found)} examples that task {self.task.name} has, "
                 f"but is {self.settings.shots}"
             )
-        return ways.permuted(found[: self.settings.shots][::-1], self.settings.order)
+        return ways.permuted(found[::-1], self.settings.order)
 
     def _room(self, asked: Item) -> int:
         """Return the tokens that must be left for an answer."""
@@ -114,10 +114,11 @@ class Prompter:
             return 1
         if self.task.kind in ("generate", "code") or self.settings.by == "generation":
             return self.task.max_new_tokens
-        for text in asked.continuations:
-            if text not in self._lengths:
-                self._lengths[text] = self.subject.count(self.task.delimiter + text)
-        return max((self._lengths[text] for text in asked.continuations), default=1)
+        texts = [self.task.delimiter + text for text in asked.continuations]
+        unknown = [text for text in texts if text not in self._lengths]
+        if unknown:
+            self._lengths.update(zip(unknown, self.subject.counts(unknown), strict=True))
+        return max((self._lengths[text] for text in texts), default=1)
 
 
 def _numbers(select: str) -> list[int] | None:

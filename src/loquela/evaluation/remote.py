@@ -48,6 +48,10 @@ class RemoteSubject:
         """Return 0: how the server cuts a text is its own affair."""
         return 0
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Return 0 for each; see `count`."""
+        return [0] * len(texts)
+
     def likelihoods(self, context: str, continuations: Sequence[str], *, prefix: str = "") -> list[Likelihood]:
         """Return how each continuation is expected, from the log-probabilities of an echoed prompt."""
         if not context.strip():

@@ -37,6 +37,9 @@ class Subject(Protocol):
     def count(self, text: str) -> int:
         """Return the tokens of a text."""
 
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text."""
+
     def likelihoods(self, context: str, continuations: Sequence[str], *, prefix: str = "") -> list[Likelihood]:
         """Return how each continuation of `context` is expected.
 

@@ -7,8 +7,9 @@ shots are the two shots and one more, and a shot that may not be shown has a suc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, zip_longest
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ class Example:
     answer: str
     label: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What makes two questions the same: their words, whatever the case and the white space."""
         return " ".join(self.question.lower().split())
@@ -76,11 +77,16 @@ class Nearest:
         return [self.pool[i] for i in np.argsort(-likeness, kind="stable")]
 
 
-def allowed(pool: Sequence[Example], question: Example) -> list[Example]:
-    """Return the pool without the question itself, which a set may hold twice, and without repetitions."""
+def allowed(pool: Iterable[Example], question: Example, count: int) -> list[Example]:
+    """Return the first `count` of the pool, without the question itself, which a set may hold twice, and repetitions.
+
+    They are fewer where the pool has no more.
+    """
     seen = {question.key}
-    kept = []
+    kept: list[Example] = []
     for example in pool:
+        if len(kept) == count:
+            break
         if example.key not in seen:
             seen.add(example.key)
             kept.append(example)
