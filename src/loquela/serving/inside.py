@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from loquela.engine.requests import Request, Scores, Written
-from loquela.generation.completion import Alternative
+from loquela.generation.completion import Alternative, prompt_ids
 from loquela.generation.rules import RULES, History, most_probable
 from loquela.generation.sampling import stages
 from loquela.generation.settings import SETTINGS
@@ -175,7 +175,7 @@ async def about(served: Served, http: HttpRequest) -> About:
         task=network.task if isinstance(network, EncoderOnly) else None,
         parameters=network.parameter_count(),
         vocab_size=network.vocab_size,
-        context_length=served.model.context_length,
+        context_length=served.scheduler.window(None),
         chat=card.chat,
         infill=card.infill,
         adapters=_methods(served),
@@ -215,9 +215,9 @@ async def _ids(served: Served, body: Any) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
     if body.messages is not None:
-        return await rendered(served, body.messages)
+        return await rendered(served, body.messages, served.adapter(body.model))
     if isinstance(body.prompt, str):
-        return (await served.encode(body.prompt)) or served.model.fit("", served.model.settings(max_new_tokens=1))[0]
+        return (await served.encode(body.prompt)) or prompt_ids(served.model.tokenizer, "")
     served.check_ids(body.prompt)
     return list(body.prompt)
 
@@ -225,7 +225,7 @@ async def _ids(served: Served, body: Any) -> list[int]:
 async def complete(served: Served, http: HttpRequest, body: PieceRequest) -> Response:
     """Stream each piece of one completion with its id, its log-probability, and the alternatives with theirs."""
     settings = served.settings(body, 200 if body.max_tokens is None else body.max_tokens).replace(n=1)
-    ids, _ = served.model.fit(await _ids(served, body), settings)
+    ids = served.fit(await _ids(served, body), settings, served.adapter(body.model))
     request = Request(
         tuple(ids),
         settings,
