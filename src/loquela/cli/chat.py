@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.options import AUTO, EngineOption, QuantizeOption, generation_options, open_model
+from loquela.cli.options import AUTO, AdapterOption, EngineOption, QuantizeOption, generation_options, open_model
 from loquela.cli.output import note
 from loquela.cli.terminal import write
 from loquela.cli.threads import suit_threads
@@ -37,12 +37,13 @@ HELP = """\
 @generation_options
 def chat(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory.")],
+    adapter: AdapterOption = None,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
     **settings: Any,
 ) -> None:
     """Talk to a model; /help shows what one can type. Each line that is typed or piped in is one turn."""
-    talk(open_model(model, engine, quantize), **settings)
+    talk(open_model(model, engine, quantize, adapter), **settings)
 
 
 def talk(model: LanguageModel, **settings: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.options import AUTO, EngineOption, QuantizeOption, generation_options, open_model
+from loquela.cli.options import AUTO, AdapterOption, EngineOption, QuantizeOption, generation_options, open_model
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, write
 from loquela.cli.threads import suit_threads
@@ -33,6 +33,7 @@ def generate(
         Path | None, typer.Option("--json-schema", metavar="FILE", help="The text is JSON that fits this schema.")
     ] = None,
     regex: Annotated[str | None, typer.Option("--regex", help="The whole text matches this pattern.")] = None,
+    adapter: AdapterOption = None,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
     **settings: Any,
@@ -45,7 +46,7 @@ def generate(
     if prompt is None:
         prompt = piped_text("--prompt TEXT, or echo TEXT | loquela generate -m DIR").removesuffix("\n")
 
-    language_model = open_model(model, engine, quantize)
+    language_model = open_model(model, engine, quantize, adapter)
     suit_threads(language_model)
     if language_model.network.kind == "encoder":
         shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex}
@@ -90,7 +91,8 @@ def _fill(model: LanguageModel, prompt: str, top: int, json: bool, settings: lis
 
     if settings:
         raise UsageError(f"a masked language model fills each mask at once: {', '.join(settings)} has no effect on it")
-    filled = fill(model.network, model.tokenizer, prompt, top=top)
+    with model.wearing():
+        filled = fill(model.network, model.tokenizer, prompt, top=top)
     if json:
         print_json(filled.as_dict())
         return

@@ -17,7 +17,7 @@ from loquela.generation.settings import SETTINGS
 if TYPE_CHECKING:
     from loquela.api import LanguageModel
 
-__all__ = ["AUTO", "EngineOption", "QuantizeOption", "generation_options", "open_model"]
+__all__ = ["AUTO", "AdapterOption", "EngineOption", "QuantizeOption", "generation_options", "open_model"]
 
 
 class _Engine(str, Enum):
@@ -37,6 +37,9 @@ EngineOption = Annotated[
 AUTO = _Engine.AUTO
 QuantizeOption = Annotated[
     _Quantize | None, typer.Option("--quantize", help="Round the weights to 8 or 4 bits: faster, a little less exact.")
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter to wear: what loquela tune writes, or PEFT.")
 ]
 
 _METAVARS = {int: "N", float: "X", bool: None, tuple: "TEXT", list: "JSON", dict: "JSON"}
@@ -73,11 +76,15 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_settings
 
 
-def open_model(model: Path, engine: _Engine = AUTO, quantize: _Quantize | None = None) -> LanguageModel:
-    """Load a model with the engine that the flags name; stderr says what takes longer than one would think, and why."""
+def open_model(
+    model: Path, engine: _Engine = AUTO, quantize: _Quantize | None = None, adapter: Path | None = None
+) -> LanguageModel:
+    """Load a model as the flags say; stderr says what takes longer than one would think, and why."""
     from loquela.api import load
 
-    language_model = load(model, engine=engine.value, quantize=None if quantize is None else quantize.value)
+    language_model = load(
+        model, adapter=adapter, engine=engine.value, quantize=None if quantize is None else quantize.value
+    )
     runs = language_model.engine.of(language_model.network)
     if language_model.engine.note:
         note(language_model.engine.note)

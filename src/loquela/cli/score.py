@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loquela.cli.options import QuantizeOption, open_model
+from loquela.cli.options import AdapterOption, QuantizeOption, open_model
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, visible, write
 
@@ -31,7 +31,9 @@ def score(
     file: Annotated[str | None, typer.Argument(help="Text file or document set; else what is piped in.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens before each; default: the context window.")] = None,
     stride: Annotated[int | None, typer.Option(help="How far the window moves; default: half the window.")] = None,
+    adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
+    versus: Annotated[str | None, typer.Option(help="Another text, to see which the model expects more.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -49,11 +51,32 @@ def score(
     else:
         pieces = list(read_pieces(file, encoding=encoding, notes=notes))
 
-    language_model = open_model(model, quantize=quantize)
+    language_model = open_model(model, quantize=quantize, adapter=adapter)
     result = language_model.score(pieces, window=window, stride=stride)
-    for line in (*notes, *result.notes):
+    notes += result.notes
+    figures = _figures(result)
+    other = None
+    if versus is not None:
+        second = language_model.score(read_pieces(versus, encoding=encoding, notes=notes), window=window, stride=stride)
+        notes += [line for line in second.notes if line not in notes]
+        other = _figures(second)
+    for line in notes:
         note(line)
-    figures = {
+    if json:
+        print_json(figures | {"notes": notes} | ({} if other is None else {"versus": other | _gaps(figures, other)}))
+        return
+    if sys.stdout.isatty():
+        _colour(language_model.tokenizer, result)
+    for name, value in figures.items():
+        beside = "" if other is None else f" {_number(other[name]):>16}"
+        write(f"{name.replace('_', ' '):<14} {_number(value):>{16 if other else 0}}{beside}\n")
+    if other is not None:
+        for name, value in _gaps(figures, other).items():
+            write(f"{name.replace('_', ' ')}: {value:+.4f}\n")
+
+
+def _figures(result: Score) -> dict[str, float]:
+    return {
         "tokens": result.tokens,
         "log_prob": result.log_prob,
         "perplexity": result.perplexity,
@@ -62,13 +85,18 @@ def score(
         "window": result.window,
         "stride": result.stride,
     }
-    if json:
-        print_json(figures | {"notes": [*notes, *result.notes]})
-        return
-    if sys.stdout.isatty():
-        _colour(language_model.tokenizer, result)
-    for name, value in figures.items():
-        write(f"{name.replace('_', ' '):<14} {value:{',' if isinstance(value, int) else ',.4f'}}\n")
+
+
+def _gaps(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """How much likelier the first text is: as a whole (shorter texts are likelier), and by what a byte of it costs."""
+    return {
+        "log_prob_difference": first["log_prob"] - second["log_prob"],
+        "bits_per_byte_difference": first["bits_per_byte"] - second["bits_per_byte"],
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:{',' if isinstance(value, int) else ',.4f'}}"
 
 
 def _colour(tokenizer: Tokenizer, result: Score) -> None:
