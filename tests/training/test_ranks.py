@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +161,56 @@ def test_shares_stand_side_by_side_and_differ_by_one_at_most(count: int, world: 
     assert all(a.stop == b.start for a, b in itertools.pairwise(shares))
     sizes = {share.stop - share.start for share in shares}
     assert max(sizes) - min(sizes) <= 1
+
+
+# -- a process that dies
+
+
+@pytest.mark.soak
+def test_killed_again_and_again_and_restarted_by_torchrun_it_ends_bit_for_bit_the_same(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """kill -9 of one of two processes, five times: torchrun starts both again, they go on from the last checkpoint."""
+    raw = {**recipe, "parallel": "fsdp", "max_steps": 60, "output_dir": str(tmp_path / "undisturbed")}
+    (tmp_path / "recipe.json").write_text(json.dumps(raw))
+    launch(2, [tmp_path / "recipe.json"])
+    output = tmp_path / "out"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**raw, "output_dir": str(output)}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "9"]
+    with (tmp_path / "log.txt").open("w") as log:
+        launcher = subprocess.Popen(
+            [*torchrun, "-m", "loquela", "train", str(tmp_path / "recipe.yaml")],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        choose = random.Random(5)
+        for kill in range(5):
+            rows = choose.randint(2, 10) + 10 * kill
+            while rows_in(output) < rows and launcher.poll() is None:
+                time.sleep(0.02)
+            victim = rank_of(launcher.pid, kill % 2)
+            assert victim is not None, (tmp_path / "log.txt").read_text()
+            os.kill(victim, signal.SIGKILL)
+        assert launcher.wait(600) == 0, (tmp_path / "log.txt").read_text()
+    assert (output / "loss.csv").read_bytes() == (tmp_path / "undisturbed" / "loss.csv").read_bytes()
+    ours, theirs = (stored_tensors(place) for place in (output, tmp_path / "undisturbed"))
+    assert all(torch.equal(tensor.read(), theirs[name].read()) for name, tensor in ours.items())
+
+
+def rows_in(output: Path) -> int:
+    file = output / "loss.csv"
+    return file.read_bytes().count(b"\n") - 1 if file.exists() else 0
+
+
+def rank_of(launcher: int, rank: int) -> int | None:
+    """Return the process that is `rank` now, waiting for it to be started."""
+    for _ in range(600):
+        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            try:
+                if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                    return int(child)
+            except OSError:
+                continue
+        time.sleep(0.1)
+    return None

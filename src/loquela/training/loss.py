@@ -128,7 +128,9 @@ class _Chunked(torch.autograd.Function):
                 if of_bias is not None:
                     of_bias += g.sum(0).to(of_bias.dtype)
                 g = g.to(product)
-                if of_hidden is not None:
+                if of_hidden is not None and of_hidden.dtype == product:
+                    torch.mm(g, w, out=of_hidden[part])
+                elif of_hidden is not None:
                     of_hidden[part] = g @ w
                 if of_weight is not None and of_weight.dtype == product:
                     of_weight.addmm_(g.t(), h)
