@@ -45,6 +45,22 @@ def test_plain_figures_one_a_line_and_what_to_know_beside_them(loquela: Run, mod
     assert "the first token is given, not scored" in done.err
 
 
+def test_two_texts_side_by_side(loquela: Run, model_directory: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("The cat sat on the mat")
+    two.write_text("The mat cat the sat on")
+    done = loquela("score", "-m", model_directory, one, "--versus", two, "--json")
+    found = json.loads(done.out)
+    first, second = (load(model_directory).score(file.read_text()) for file in (one, two))
+    assert found["log_prob"] == first.log_prob
+    assert found["versus"]["log_prob"] == second.log_prob
+    assert found["versus"]["log_prob_difference"] == first.log_prob - second.log_prob
+    assert found["versus"]["bits_per_byte_difference"] == first.bits_per_byte - second.bits_per_byte
+    shown = loquela("score", "-m", model_directory, one, "--versus", two).out.splitlines()
+    assert [len(line.split()) for line in shown[:1]] == [3]
+    assert shown[-1] == f"bits per byte difference: {first.bits_per_byte - second.bits_per_byte:+.4f}"
+
+
 def test_a_document_set(loquela: Run, model_directory: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl.gz"
     file.write_bytes(gzip.compress(b'{"text": "The cat sat."}\n{"text": "The dog sat."}\n'))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loquela.cli.options import QuantizeOption
 from loquela.cli.output import console, note, print_json
 from loquela.cli.terminal import write
 
@@ -30,6 +31,7 @@ def evaluate(
     ] = None,
     task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Name, YAML task or data file.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Adapter directory for the model.")] = None,
+    quantize: QuantizeOption = None,
     url: Annotated[str | None, typer.Option(help="Ask a server instead, e.g. http://127.0.0.1:8000/v1.")] = None,
     versus: Annotated[str | None, typer.Option(help="Model directory to compare with, item by item.")] = None,
     shots: Annotated[str, typer.Option(help="Examples in the prompt; 0,1,2,4 gives a curve.")] = "0",
@@ -78,9 +80,9 @@ def evaluate(
     if several:
         if versus or log or contamination or orders > 1:
             raise UsageError("a curve has no --versus, --log, --contamination or --orders: ask for one number of shots")
-        _curve(model or [], url, adapter, prepared, settings, counts, chart, json)
+        _curve(model or [], url, adapter, quantize, prepared, settings, counts, chart, json)
         return
-    subject = _subject(model[0] if model else None, url, adapter, chat)
+    subject = _subject(model[0] if model else None, url, adapter, quantize, chat)
     found, orders_found = _evaluate(subject, prepared, settings, log, orders)
     extra: dict[str, dict[str, Any]] = {one.task.name: {} for one in prepared}
     for name, spread in orders_found.items():
@@ -98,14 +100,14 @@ def evaluate(
     _table(found, extra)
 
 
-def _subject(model: str | None, url: str | None, adapter: str | None, chat: bool) -> Subject:
+def _subject(model: str | None, url: str | None, adapter: str | None, quantize: Any, chat: bool) -> Subject:
     from loquela.errors import UsageError
 
     if url is not None:
         from loquela.evaluation.remote import RemoteSubject
 
-        if adapter:
-            raise UsageError("--adapter has no effect on a server: name the adapter as its model with -m")
+        if adapter or quantize:
+            raise UsageError("--adapter and --quantize have no effect on a server: name what it serves with -m")
         return RemoteSubject(url, model, chat=chat)
 
     from loquela.api import load
@@ -113,10 +115,10 @@ def _subject(model: str | None, url: str | None, adapter: str | None, chat: bool
     from loquela.evaluation.local import LocalSubject
 
     assert model is not None
-    given: Any = {"adapter": adapter} if adapter else {}
-    opened = load(model, **given)
+    opened = load(model, adapter, quantize=None if quantize is None else quantize.value)
     suit_threads(opened)
-    return LocalSubject(opened, name=model if adapter is None else f"{model}+{adapter}", chat=chat)
+    name = "+".join([model, *filter(None, [adapter, quantize and quantize.value])])
+    return LocalSubject(opened, name=name, chat=chat)
 
 
 def _evaluate(
@@ -161,7 +163,7 @@ def _versus(
     from loquela.evaluation.compare import compare
 
     beside = None if log is None else log.with_name(f"{log.stem}-versus{log.suffix}")
-    theirs = _run(_subject(other, None, None, settings.chat), prepared, settings, beside)
+    theirs = _run(_subject(other, None, None, None, settings.chat), prepared, settings, beside)
     for one in prepared:
         name = one.task.name
         extra[name]["versus"] = {"model": other, **compare(one.task, found.results[name], theirs.results[name])}
@@ -188,6 +190,7 @@ def _curve(
     models: list[str],
     url: str | None,
     adapter: str | None,
+    quantize: Any,
     prepared: list[Prepared],
     settings: Settings,
     counts: list[int],
@@ -199,7 +202,7 @@ def _curve(
     points, seconds, asked = [], 0.0, 0
     asked_models: list[str | None] = [*models] or [None]
     for model in asked_models:
-        subject = _subject(model, url, adapter, settings.chat)
+        subject = _subject(model, url, adapter, quantize, settings.chat)
         for count in counts:
             found = _run(subject, prepared, replace(settings, shots=count), None)
             points += [Point(subject.name, count, result) for result in found.results.values()]
