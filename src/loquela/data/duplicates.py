@@ -101,19 +101,26 @@ class Duplicates:
         """
         first = np.arange(len(self._keys))
         lists: dict[int, list[int]] = {}
+
+        def root_of(document: int) -> int:
+            while first[document] != document:
+                first[document] = first[first[document]]
+                document = int(first[document])
+            return document
+
         for document in np.flatnonzero(self._keys.any(axis=1)).tolist():
             keys = [int(key) for key in self._keys[document] if key]
             near: set[int] = {other for key in keys for other in lists.get(key, ())}
             like = [
                 o for o in sorted(near) if similarity(self.tokens_of(o), self.tokens_of(document)) >= self.threshold
             ]
-            if like:
-                root = int(first[like].min())
-                for other in first[like].tolist() if chained else ():
-                    first[first == other] = root
-                first[document] = root
+            for other in like if chained else like[:1]:
+                a, b = root_of(other), root_of(document)
+                first[max(a, b)] = min(a, b)
             if not like or chained:
                 for key in keys:
                     if len(lists.setdefault(key, [])) < _MOST:
                         lists[key].append(document)
+        for document in np.flatnonzero(first != np.arange(len(first))).tolist():
+            first[document] = root_of(document)
         return first
