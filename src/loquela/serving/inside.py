@@ -6,10 +6,9 @@ import base64
 import json
 import math
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -25,12 +24,24 @@ from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.wardrobe import wardrobe_of
 from loquela.serving.chat import rendered
 from loquela.serving.failures import ApiError
-from loquela.serving.fields import Strict
+from loquela.serving.inside_schemas import (
+    About,
+    ClassifyRequest,
+    Control,
+    Labels,
+    Logits,
+    LogitsRequest,
+    PictureCard,
+    PictureRequest,
+    PieceRequest,
+    StageCard,
+    Stages,
+    StagesRequest,
+)
 from loquela.serving.operations import Operation
 from loquela.serving.owners import owner_of
 from loquela.serving.running import Run
 from loquela.serving.runs import Runs, runs
-from loquela.serving.schemas import CompletionRequest, Messages, Name, Tokens
 from loquela.serving.state import Served
 from loquela.serving.stream import events
 
@@ -41,115 +52,6 @@ MOST_DRAWN = 512
 _LISTED = 512
 _SHOWN = frozenset({"tokens", "attention", "next", "embeddings", "positions", "lens", "attribution", "anatomy", "loop"})
 _HIDDEN = frozenset({"seed", "n", "stop", "max_new_tokens", "sampler_order", "do_sample"})
-
-
-class Prompted(Strict):
-    """A text, token ids, or a conversation, and who reads it."""
-
-    model: Name | None = None
-    prompt: str | Tokens | None = None
-    messages: Messages | None = None
-
-
-class PieceRequest(CompletionRequest):
-    """POST /inside/complete: as /v1/completions, or a conversation in the place of the prompt."""
-
-    prompt: str | Tokens | None = None  # type: ignore[assignment]
-    messages: Messages | None = None
-    top: Annotated[int, Field(ge=0, le=20)] = 8
-
-
-class LogitsRequest(Prompted):
-    """POST /inside/logits."""
-
-
-class StagesRequest(Prompted):
-    """POST /inside/stages: what each rule does to the distribution of the next token, by the sampler itself."""
-
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-
-class PictureRequest(Prompted):
-    """POST /inside/picture."""
-
-    picture: Name
-    options: dict[str, str] = Field(default_factory=dict)
-
-
-class ClassifyRequest(Strict):
-    """POST /inside/classify."""
-
-    model: Name | None = None
-    input: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
-
-
-class Control(BaseModel):
-    """A setting of generation, as a control shows it."""
-
-    name: str
-    kind: str
-    default: Any
-    minimum: float | None
-    maximum: float | None
-    help: str
-
-
-class PictureCard(BaseModel):
-    """A picture that can be asked for, and its options."""
-
-    name: str
-    title: str
-    options: list[Control]
-
-
-class About(BaseModel):
-    """What the page must know to draw itself."""
-
-    name: str
-    model_type: str
-    kind: str
-    task: str | None
-    parameters: int
-    vocab_size: int
-    context_length: int
-    chat: bool
-    infill: bool
-    adapters: dict[str, str]
-    defaults: dict[str, Any]
-    controls: list[Control]
-    pictures: list[PictureCard]
-    templates: dict[str, Any]
-
-
-class Logits(BaseModel):
-    """The next token's logits, little-endian float32 in base64, and the texts of the likeliest."""
-
-    tokens: list[int]
-    logits: str
-    vocab_size: int
-    texts: dict[int, str]
-
-
-class StageCard(BaseModel):
-    """What one rule left."""
-
-    name: str
-    value: Any
-    removed: float
-    kept: int
-
-
-class Stages(BaseModel):
-    """The sampler's own account."""
-
-    stages: list[StageCard]
-
-
-class Labels(BaseModel):
-    """For each text the probability of each label."""
-
-    labels: list[str]
-    probabilities: list[list[float]]
 
 
 def routes(served: Served) -> list[Operation]:
