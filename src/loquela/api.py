@@ -15,7 +15,7 @@ from torch import Tensor
 from loquela.checkpoint.sentence import Pooling, read_pooling, sentence_files
 from loquela.checkpoint.store import load_model, save_model
 from loquela.data.readers import Piece as TextPiece
-from loquela.engine.choosing import Engine, EngineName, quantised_network
+from loquela.engine.choosing import Engine, EngineName, quantised_network, stored_width
 from loquela.errors import ContextWindowError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
@@ -65,6 +65,8 @@ def load(
     network = loaded.network
     for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
         network = open_adapter(network, loaded.tokenizer, place, name)
+    if quantize is None and adapter is None and engine != "torch":
+        quantize = stored_width(network, loaded.directory)
     if quantize is not None:
         network = quantised_network(network, quantize, engine)
     model = LanguageModel(network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))

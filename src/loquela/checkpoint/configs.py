@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from loquela.checkpoint.few_bits import bits_of
 from loquela.checkpoint.files import read_json
 from loquela.checkpoint.tensors import shown
 from loquela.errors import ConfigError
@@ -33,6 +34,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def read_config(directory: Path, name: str = "config.json") -> Config:
     """Read the config of a model directory; raises `CheckpointError`, `ConfigError` for what it says."""
     raw = read_json(directory, name)
+    if name == "config.json" and bits_of(directory) is not None:
+        del raw["quantization_config"]  # how the matrices are stored, not what the model computes
     model_type = raw.get("model_type")
     kind = architecture(model_type).CONFIG if isinstance(model_type, str) else Config
     if wrong := [*_wrong(kind, raw)]:

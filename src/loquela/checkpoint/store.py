@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loquela.checkpoint import few_bits
 from loquela.checkpoint.configs import read_config
 from loquela.checkpoint.files import (
     INCOMING,
@@ -94,19 +95,24 @@ def write_model(
     rank: int = 0,
     world: int = 1,
     whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    rounded: Mapping[str, few_bits.Rounded] | None = None,
 ) -> None:
     """Write the files of a model into an empty directory, such as `atomic_directory` yields. May raise `OSError`.
 
-    Several processes may write together, each its share of the weights: see `write_parts`.
+    Several processes may write together, each its share of the weights: see `write_parts`. Matrices in `rounded`, by
+    their names on disk, are stored in few bits.
     """
-    tensors = to_disk(network)
+    tensors = few_bits.to_disk_rounded(network, rounded) if rounded else to_disk(network)
     write_parts(directory, tensors, metadata={"format": "pt"}, rank=rank, world=world, whole=whole)
     if rank:
         return
     ends = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
     config = ends | network.config.to_dict()  # what the config says itself wins
     config.pop("torch_dtype", None)  # the older name of dtype
-    config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    stored = next((tensor for tensor in tensors.values() if tensor.is_floating_point()), next(iter(tensors.values())))
+    config["dtype"] = str(stored.dtype).removeprefix("torch.")
+    if rounded:
+        config["quantization_config"] = few_bits.described(min(bits for bits, _, _ in rounded.values()))
     ends = {key: config[key] for key in ends if config[key] is not None}
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", ends if generation_config is None else generation_config)
@@ -140,6 +146,8 @@ def _load(directory: Path, dtype: torch.dtype | None, device: str | torch.device
         verify(directory)
     config = read_config(directory)
     tensors = stored_tensors(directory)
+    if few_bits.bits_of(directory) is not None:
+        tensors = few_bits.unrounded(tensors)
     try:
         network = from_tensors(config, tensors, dtype=dtype, device=device)
     except CheckpointError as error:

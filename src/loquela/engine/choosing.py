@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from loquela.checkpoint.few_bits import bits_of
 from loquela.errors import UsageError
 from loquela.models.base import Network
 
 if TYPE_CHECKING:
     from loquela.engine.decoder import Quantize
 
-__all__ = ["ENGINES", "Engine", "EngineName", "kernels_are_ready", "quantised_network"]
+__all__ = ["ENGINES", "Engine", "EngineName", "kernels_are_ready", "quantised_network", "stored_width"]
 
 EngineName = Literal["auto", "torch", "compiled"]
 ENGINES: tuple[EngineName, ...] = ("auto", "torch", "compiled")
@@ -68,6 +70,20 @@ def quantised_network(network: Network, quantize: Quantize, engine: EngineName =
     if engine == "torch":
         raise UsageError(f"weights of {quantize} need the compiled engine, but the engine is torch")
     return compiled(network, quantize=quantize)
+
+
+def stored_width(network: Network, directory: Path) -> Quantize | None:
+    """Return the width that a directory stores its matrices in, where the engine can run `network`; else None."""
+    bits = bits_of(directory)
+    if bits is None or network.kind != "decoder":
+        return None
+    from loquela.engine.decoder import compiled
+
+    try:
+        compiled(network, threads=1)
+    except UsageError:
+        return None
+    return "int8" if bits == 8 else "int4"
 
 
 def kernels_are_ready() -> bool:

@@ -103,7 +103,7 @@ def _round(src, groups, bits, codes, scales):
             for sign in range(2):
                 for step in range(20):
                     # -8 reaches one further than 7: either end of the group may be the one that gets it
-                    scale = _bfloat16(largest / (np.float32(5.2) + np.float32(0.2) * np.float32(step)))
+                    scale = _bfloat16(largest / (np.float32(5.0) + np.float32(0.2) * np.float32(step)))
                     scale = scale if sign == 0 else -scale
                     if scale == ZERO:
                         continue

@@ -52,7 +52,9 @@ class Emit:
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.b = builder
-        self.fused = "fma" in features() or not llvm.get_default_triple().startswith(("x86", "i686"))
+        x86 = llvm.get_default_triple().startswith(("x86", "i686"))
+        self.fused = "fma" in features() or not x86
+        self.halves = "f16c" in features() or not x86
 
     def intrinsic(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         """Call an LLVM intrinsic."""
@@ -116,7 +118,33 @@ class Emit:
         """bfloat16 (as int16), float16 or float32 to float32."""
         if x.type.element == I16:
             return self.b.bitcast(self.b.shl(self.b.zext(x, VI), ir.Constant(VI, [16] * LANES)), V)
-        return x if x.type.element == F32 else self.b.fpext(x, V)
+        return x if x.type.element == F32 else self.widen_half(x)
+
+    def widen_half(self, x: ir.Value) -> ir.Value:
+        """Finite float16, one or a vector, to float32; by its bits where the processor cannot."""
+        b = self.b
+        wide, whole, like = _shaped(x.type, F32), _shaped(x.type, I32), _constant
+        if self.halves:
+            return b.fpext(x, wide)
+        bits = b.zext(b.bitcast(x, _shaped(x.type, I16)), whole)
+        size = b.bitcast(b.shl(b.and_(bits, like(whole, 0x7FFF)), like(whole, 13)), wide)
+        sign = b.shl(b.and_(bits, like(whole, 0x8000)), like(whole, 16))
+        return b.bitcast(b.or_(b.bitcast(b.fmul(size, like(wide, 2.0**112)), whole), sign), wide)
+
+    def narrow(self, x: ir.Value) -> ir.Value:
+        """float32, one or a vector, to the nearest float16."""
+        b = self.b
+        half, whole, like = _shaped(x.type, ir.HalfType()), _shaped(x.type, I32), _constant
+        if self.halves:
+            return b.fptrunc(x, half)
+        bits = b.bitcast(x, whole)
+        sign = b.lshr(b.and_(bits, like(whole, -(2**31))), like(whole, 16))
+        size = b.bitcast(b.and_(bits, like(whole, 2**31 - 1)), x.type)
+        size = b.select(b.fcmp_ordered("<", size, like(x.type, 65504.0)), size, like(x.type, 65504.0))
+        bits = b.bitcast(b.fmul(size, like(x.type, 2.0**-112)), whole)
+        odd = b.and_(b.lshr(bits, like(whole, 13)), like(whole, 1))
+        bits = b.lshr(b.add(b.add(bits, like(whole, 0xFFF)), odd), like(whole, 13))
+        return b.bitcast(b.trunc(b.or_(bits, sign), _shaped(x.type, I16)), half)
 
     def exp(self, x: ir.Value) -> ir.Value:
         """eˣ to 2 units in the last place: 2ⁿ · eʳ with |r| ≤ ln 2 / 2, eʳ by its series (Cephes' coefficients)."""
@@ -135,6 +163,15 @@ class Emit:
         bits = b.shl(b.bitcast(n, VI), ir.Constant(VI, [23] * LANES))
         power = b.bitcast(b.add(bits, ir.Constant(VI, [0x3F800000] * LANES)), V)
         return b.select(low, self.constant(0.0), b.fmul(y, power))
+
+
+def _shaped(like: ir.Type, element: ir.Type) -> ir.Type:
+    """`element`, or a vector of as many of it as `like` is one."""
+    return ir.VectorType(element, like.count) if isinstance(like, ir.VectorType) else element
+
+
+def _constant(kind: ir.Type, value: float) -> ir.Value:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
 def _suffix(kind: ir.VectorType) -> str:

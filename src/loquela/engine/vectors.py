@@ -77,7 +77,7 @@ with_sign_of = define("with_sign_of", vec, (vec, vec), _negative_where)
 
 
 def _store_f16(e: Emit, address: ir.Value, x: ir.Value) -> None:
-    e.store(address, e.b.fptrunc(x, ir.VectorType(ir.HalfType(), LANES)))
+    e.store(address, e.narrow(x))
 
 
 store_f16 = define("store_f16", none, (i64, vec), _store_f16)
@@ -95,8 +95,8 @@ quantise_lanes = define("quantise_lanes", i64, (vec, i64), _quantise)
 
 get_f32 = define("get_f32", f32, (i64,), lambda e, a: e.load(a, F32))
 set_f32 = define("set_f32", none, (i64, f32), lambda e, a, x: e.store(a, x))
-get_f16 = define("get_f16", f32, (i64,), lambda e, a: e.b.fpext(e.load(a, ir.HalfType()), F32))
-set_f16 = define("set_f16", none, (i64, f32), lambda e, a, x: e.store(a, e.b.fptrunc(x, ir.HalfType())))
+get_f16 = define("get_f16", f32, (i64,), lambda e, a: e.widen_half(e.load(a, ir.HalfType())))
+set_f16 = define("set_f16", none, (i64, f32), lambda e, a, x: e.store(a, e.narrow(x)))
 get_i64 = define("get_i64", i64, (i64,), lambda e, a: e.load(a, I64))
 set_i32 = define("set_i32", none, (i64, i64), lambda e, a, x: e.store(a, e.b.trunc(x, I32)))
 bits_to_float = define("bits_to_float", f32, (i64,), lambda e, x: e.b.bitcast(e.b.trunc(x, I32), F32))
