@@ -183,6 +183,47 @@ def test_a_directory_belongs_to_one_recipe_and_its_rows(decoder: Path, pairs: Pa
         run(decoder, pairs, tmp_path / "other")
 
 
+def test_a_damaged_result_is_made_again(decoder: Path, pairs: Path, tmp_path: Path) -> None:
+    first = run(decoder, pairs, tmp_path / "out", max_steps=2)
+    weights = tmp_path / "out" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    told = Stopper(0)
+    recipe = {"model": str(decoder), "data": str(pairs), "output_dir": str(tmp_path / "out"), **QUICK, "max_steps": 2}
+    again = tune(recipe, on_event=told)
+    assert any("damaged and will be made again" in note for note in told.notes)
+    assert weights.read_bytes() == whole
+    assert again.val_loss == first.val_loss
+
+
+@pytest.mark.soak
+def test_kill_at_any_moment_costs_no_bit(decoder: Path, pairs: Path, tmp_path: Path) -> None:
+    import random
+    import subprocess
+    import sys
+    import time
+
+    def command(output: str) -> list[str]:
+        flags = (
+            "--max-steps 150 --save-steps 7 --eval-steps 20 --learning-rate 0.02 --probe-tokens 60 --lora-dropout 0.1"
+        )
+        base = [sys.executable, "-m", "loquela", "tune", "-m", str(decoder), "-d", str(pairs), "--json"]
+        return [*base, "-o", str(tmp_path / output), *flags.split()]
+
+    subprocess.run(command("whole"), check=True, capture_output=True)
+    draw = random.Random(4)
+    for _ in range(5):
+        process = subprocess.Popen(command("cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "cut" / "loss.csv").exists():
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 2))
+        process.kill()
+        process.wait()
+    subprocess.run(command("cut"), check=True, capture_output=True)
+    for name in ("loss.csv", "adapter_model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_an_adapter_for_another_base_is_refused(
     decoder: Path, encoder_decoder: Path, pairs: Path, tmp_path: Path
 ) -> None:

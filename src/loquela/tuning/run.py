@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loquela.checkpoint.files import finish_install, read_json
+from loquela.checkpoint.files import finish_install, read_json, verify
 from loquela.data.pairs import Examples
 from loquela.data.readers import file_hash
 from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError
@@ -295,6 +295,7 @@ def _finished(directory: Path, say: Callable[[str], None]) -> TuneResult | None:
     if not (directory / RESULTS).is_file():
         return None
     try:
+        verify(directory)
         result = TuneResult(**read_json(directory, RESULTS))
     except (TypeError, CheckpointError) as error:
         say(f"the finished run is damaged and will be made again: {error}")
