@@ -43,7 +43,7 @@ def dressed(llama: Network) -> Network:
     return network.eval()
 
 
-def mixes(network: Network, tokenizer: Tokenizer, requests: int, form: Network | None) -> None:
+def mixes(network: Network, tokenizer: Tokenizer, requests: int, form: Network | None, alone: Network | None) -> None:
     dice = random.Random(1)
     vocab = tokenizer.vocab_size
     beginning = [dice.randrange(1, vocab) for _ in range(CHUNK + 10)]
@@ -59,10 +59,14 @@ def mixes(network: Network, tokenizer: Tokenizer, requests: int, form: Network |
     expected = []
     for request in wanted:
         with peft.wearing(network, request.adapter):
-            runs = form if form is not None and request.adapter is None else network
+            runs = alone if alone is not None and request.adapter is None else network
             expected.append(choices(runs, tokenizer, request.prompt, request.settings, end_ids=frozenset()))
     scheduler = Scheduler(
-        network, tokenizer, Limits(slots=6, queue=len(wanted)), wear=lambda name: peft.wearing(network, name), compiled=form
+        network,
+        tokenizer,
+        Limits(slots=6, queue=len(wanted)),
+        wear=lambda name: peft.wearing(network, name),
+        compiled=form,
     )
     for name in METHODS:
         scheduler.know(name)
@@ -76,11 +80,12 @@ def mixes(network: Network, tokenizer: Tokenizer, requests: int, form: Network |
 
 
 def test_every_kind_of_adapter_beside_the_others(dressed: Network, tokenizer: Tokenizer) -> None:
-    mixes(dressed, tokenizer, 24, None)
+    mixes(dressed, tokenizer, 24, None, None)
 
 
 def test_beside_a_compiled_base(dressed: Network, llama: Network, tokenizer: Tokenizer) -> None:
-    mixes(dressed, tokenizer, 24, compiled(llama))
+    """On two threads among others what comes on one thread alone."""
+    mixes(dressed, tokenizer, 8, compiled(llama, threads=2), compiled(llama, threads=1))
 
 
 @pytest.mark.soak
@@ -88,7 +93,8 @@ def test_beside_a_compiled_base(dressed: Network, llama: Network, tokenizer: Tok
 def test_hundreds_of_mixed_requests(
     dressed: Network, llama: Network, tokenizer: Tokenizer, with_compiled: bool
 ) -> None:
-    mixes(dressed, tokenizer, 600, compiled(llama) if with_compiled else None)
+    forms = [compiled(llama, threads=threads) if with_compiled else None for threads in (2, 1)]
+    mixes(dressed, tokenizer, 600, *forms)
 
 
 def test_a_soft_prompt_takes_its_part_of_the_window(dressed: Network, tokenizer: Tokenizer) -> None:
