@@ -132,6 +132,9 @@ def test_tensorboard_has_the_numbers_of_the_rows(recipe: dict[str, Any], tmp_pat
              "validation/loss", "validation/bits_per_byte", "speed/tokens_per_second"}  # fmt: skip
     assert names <= set(events.Tags()["scalars"])
     rows = (trained / "loss.csv").read_text().splitlines()[1:]
+    again = {**recipe, "output_dir": str(tmp_path / "out"), "max_steps": 1, "overwrite_output_dir": True}
+    train(again)
+    assert not (tmp_path / "out" / "tensorboard").exists(), "what is begun anew is begun anew in all its files"
     logged = events.Scalars("train/loss")
     assert [point.step for point in logged] == [int(row.split(",")[0]) for row in rows]
     assert [point.value for point in logged] == pytest.approx([float(row.split(",")[2]) for row in rows], rel=1e-6)

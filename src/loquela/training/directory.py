@@ -16,10 +16,12 @@ from loquela.training.recipe import Recipe
 
 __all__ = ["checkpoints", "claim", "locked"]
 
-_FILES = """loss.csv timing.csv loss.html train_results.json manifest.json config.json generation_config.json
-    model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json special_tokens_map.json
-    chat_template.jinja data/train.bin data/val.bin data/corpus.json data/source.sha256 recipe.yaml""".split()
+_FILES = """loss.csv timing.csv loss.html report.html receipt.json train_results.json manifest.json config.json
+    generation_config.json model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json special_tokens_map.json
+    chat_template.jinja data/train.bin data/val.bin data/corpus.json data/wandb.id data/source.sha256
+    recipe.yaml""".split()
 """What a run writes beside its checkpoints; the recipe, which marks the directory as a run's, is removed last."""
+_DIRECTORIES = ("data/tokenizer", "tensorboard", "wandb")
 _LEFTOVERS = (".checkpoint-*", ".*.part", "data/.*.part", "data/*.part", "data/.tokenizer*")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -128,8 +130,9 @@ def _foreign(directory: Path) -> list[str]:
 def _wipe(directory: Path) -> None:
     for checkpoint in checkpoints(directory):
         remove(checkpoint)
-    if (directory / "data" / "tokenizer").exists():
-        remove(directory / "data" / "tokenizer")
+    for path in [*(directory / name for name in _DIRECTORIES), *directory.glob("data/part-*")]:
+        if path.exists():
+            remove(path)
     try:
         for file in [*(p for p in directory.iterdir() if _SHARD.fullmatch(p.name)), *(directory / n for n in _FILES)]:
             file.unlink(missing_ok=True)
