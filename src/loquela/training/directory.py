@@ -17,9 +17,9 @@ from loquela.training.recipe import Recipe
 __all__ = ["checkpoints", "claim", "locked"]
 
 _FILES = """loss.csv timing.csv loss.html report.html receipt.json train_results.json manifest.json config.json
-    generation_config.json model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json special_tokens_map.json
-    chat_template.jinja data/train.bin data/val.bin data/corpus.json data/wandb.id data/source.sha256
-    recipe.yaml""".split()
+    generation_config.json model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json
+    special_tokens_map.json chat_template.jinja data/train.bin data/val.bin data/corpus.json data/wandb.id
+    data/source.sha256 recipe.yaml""".split()
 """What a run writes beside its checkpoints; the recipe, which marks the directory as a run's, is removed last."""
 _DIRECTORIES = ("data/tokenizer", "tensorboard", "wandb")
 _LEFTOVERS = (".checkpoint-*", ".*.part", "data/.*.part", "data/*.part", "data/.tokenizer*")
