@@ -88,7 +88,6 @@ def start(options: object, *, browse: bool = False) -> None:
     address = f"http://{host}:{listener.getsockname()[1]}"
 
     def ready(served: Served) -> None:
-        suit_threads(served.model)
         note(f"{served.name} is served at {address} (the API: {address}/v1). Ctrl-C ends it.")
         if browse:
             import webbrowser
@@ -97,7 +96,7 @@ def start(options: object, *, browse: bool = False) -> None:
 
     if options.workers > 1:
         note(f"{options.workers} workers serve {options.model_name} at {address} (the API: {address}/v1).")
-    run(options, listener, ready)
+    run(options, listener, ready, suit_threads)
 
 
 def adapters_of(given: list[str]) -> dict[str, Path]:

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from types import FrameType
+from typing import TypeAlias
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from loquela.api import LanguageModel, load
 from loquela.errors import UsageError
 from loquela.serving.app import build
 from loquela.serving.guard import HEADER_BYTES
@@ -26,6 +28,8 @@ from loquela.serving.protocol import PatientProtocol
 from loquela.serving.state import Served
 
 __all__ = ["bind", "run", "server_config"]
+
+Prepare: TypeAlias = "Callable[[LanguageModel], None]"
 
 
 def bind(options: Options) -> socket.socket:
@@ -44,12 +48,20 @@ def bind(options: Options) -> socket.socket:
     return listener
 
 
-def run(options: Options, listener: socket.socket, ready: Callable[[Served], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then let what runs end; a second signal leaves at once."""
+def run(
+    options: Options,
+    listener: socket.socket,
+    ready: Callable[[Served], None] | None = None,
+    prepare: Prepare | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then let what runs end; a second signal leaves at once.
+
+    `prepare` is called with the model in each process before anything is computed, `ready` when the one worker serves.
+    """
     if options.workers == 1:
-        _serve(options, listener, ready)
+        _serve(options, listener, ready, prepare)
     else:
-        _Family(options, listener).run()
+        _Family(options, listener, prepare).run()
 
 
 def server_config(options: Options, app: ASGIApp) -> uvicorn.Config:
@@ -70,9 +82,18 @@ def server_config(options: Options, app: ASGIApp) -> uvicorn.Config:
     )
 
 
-def _serve(options: Options, listener: socket.socket, ready: Callable[[Served], None] | None = None) -> None:
+def _serve(
+    options: Options,
+    listener: socket.socket,
+    ready: Callable[[Served], None] | None = None,
+    prepare: Prepare | None = None,
+) -> None:
     log_to_stderr()
-    served = Served(options)
+    sys.setswitchinterval(0.001)  # the loop's turn comes soon, however much Python the model's thread runs
+    model = load(options.model, engine=options.engine, quantize=options.quantize)
+    if prepare is not None:
+        prepare(model)
+    served = Served(options, model)
     server = uvicorn.Server(server_config(options, build(served)))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has drained: that is the end
         signal.signal(number, lambda *_: None)
@@ -87,8 +108,8 @@ def _serve(options: Options, listener: socket.socket, ready: Callable[[Served], 
 class _Family:
     """Several processes that accept on one socket; one that dies is replaced."""
 
-    def __init__(self, options: Options, listener: socket.socket) -> None:
-        self._options, self._listener = options, listener
+    def __init__(self, options: Options, listener: socket.socket, prepare: Prepare | None) -> None:
+        self._options, self._listener, self._prepare = options, listener, prepare
         self._context = multiprocessing.get_context("spawn")
         self._ending = 0
 
@@ -116,7 +137,7 @@ class _Family:
                 raise UsageError("the workers die as soon as they are started: their log says why")
 
     def _start(self) -> BaseProcess:
-        child = self._context.Process(target=_child, args=(self._options, self._listener), daemon=False)
+        child = self._context.Process(target=_child, args=(self._options, self._listener, self._prepare), daemon=False)
         child.start()
         return child
 
@@ -130,9 +151,9 @@ class _Family:
                 os.kill(child.pid, number)
 
 
-def _child(options: Options, listener: socket.socket) -> None:
+def _child(options: Options, listener: socket.socket, prepare: Prepare | None) -> None:
     try:
-        _serve(options, listener)
+        _serve(options, listener, prepare=prepare)
     except Exception as error:
         sys.stderr.write(f"loquela: {error}\n")
         sys.exit(1)
