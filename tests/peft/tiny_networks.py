@@ -36,6 +36,7 @@ _BERT = {
     "num_attention_heads": 4,
     "max_position_embeddings": 48,
 }
+_EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 48},
     "llama": _LLAMA,
@@ -47,8 +48,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 24, "d_kv": 6, "d_ff": 32, "num_layers": 2, "num_heads": 4},
     "bart": _BART,
     "lstm": {"hidden_size": 24},
+    "distilbert": {"dim": 24, "hidden_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 48},
+    "gemma2": {**_LLAMA, "head_dim": 6, "sliding_window": 6, "query_pre_attn_scalar": 6},
+    "gru": {"hidden_size": 24},
+    "marian": {**_BART, "decoder_start_token_id": 0},
+    "mbart": {**_BART, "decoder_start_token_id": 0},
+    "mistral": {**_LLAMA, "sliding_window": 5},
+    "mt5": {"d_model": 24, "d_kv": 6, "d_ff": 32, "num_layers": 2, "num_heads": 4},
+    "position_switch": {**_LLAMA, "position": "alibi"},
+    "qwen2": _LLAMA,
+    "qwen2_moe": {**_LLAMA, **_EXPERTS, "shared_expert_intermediate_size": 8},
+    "qwen3_moe": {**_LLAMA, **_EXPERTS},
+    "rnn": {"hidden_size": 24},
+    "roberta": {**_BERT, "max_position_embeddings": 50},
+    "smollm3": _LLAMA,
+    "transformer": {**_BART, "decoder_start_token_id": 0},
 }
-"""One config for each way of being built: fused and not, tied and not, with windows, experts, an encoder, a state."""
+USUAL = "gpt2 llama qwen3 phi3 gemma3_text mixtral bert t5 bart lstm".split()
+"""One of each way of being built: fused and not, tied and not, with windows, experts, an encoder, a state; the rest
+are only tried where there is time."""
 
 
 def make(model_type: str, seed: int = 0, **settings: Any) -> Network:
@@ -72,7 +90,7 @@ def classifier(seed: int = 0) -> Network:
 
 def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
     """Token ids (rows, length)."""
-    return torch.randint(1, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
 def scramble(parameters: dict[str, torch.nn.Parameter], scale: float = 0.2) -> None:

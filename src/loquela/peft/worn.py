@@ -137,6 +137,12 @@ class DressedNetwork:
                 f"a cache must go on with the {soft.length} virtual positions that its rows wear, but was begun with "
                 f"{cache.virtual}"
             )
+        bias = getattr(self, "bias", None)  # a network's own, of distances that it counts in columns
+        if padding is not None and bias is not None and bias(1, 1) is not None and not bool(padding[:, 0].all()):
+            raise UsageError(
+                f"this {network.config.model_type} counts padding as distance, so a text after a soft prompt must "
+                "not be padded on the left: give the rows to the model one by one"
+            )
         held, window = cache.length - soft.length, self.context_length
         if held + tokens.shape[1] > window:
             raise ContextWindowError(
