@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from loquela.checkpoint.sizes import PARTS, kept_per_token, _measured, size
+from loquela.checkpoint.sizes import PARTS, _measured, kept_per_token, size
 from loquela.models.base import architecture, architectures, config_from_dict
 
 LLAMA_7B = {"model_type": "llama"}

@@ -94,8 +94,7 @@ def resolve(name: str | Path) -> Path:
         raise CheckpointError(f"{name} must mean one commit, but {len(wanted)} were pulled: name one of {known}")
     raise CheckpointError(
         f"a model must be a directory, but {name} does not exist, nor was a model of that name pulled: "
-        f"loquela pull {repo}"
-        + (f" --revision {revision}" if revision else "")
+        f"loquela pull {repo}" + (f" --revision {revision}" if revision else "")
     )
 
 
