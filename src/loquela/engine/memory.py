@@ -9,10 +9,28 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["address", "aligned"]
+__all__ = ["Arena", "address", "aligned"]
 
 _HUGE = 2 << 20
 _ALIGN = 64
+
+
+class Arena:
+    """Gives out parts of large blocks, so that matrices smaller than a huge page lie on such pages too."""
+
+    def __init__(self, block: int = 32 << 20) -> None:
+        self._block = block
+        self._left = np.zeros(0, dtype=np.uint8)
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return `size` zero bytes at an address of 64 bytes' alignment; the block lives as long as a part of it."""
+        room = -(-size // _ALIGN) * _ALIGN
+        if room > self._block // 4:
+            return aligned(size)
+        if room > len(self._left):
+            self._left = aligned(self._block)
+        part, self._left = self._left[:size], self._left[room:]
+        return part
 
 
 def aligned(size: int) -> npt.NDArray[np.uint8]:
@@ -25,7 +43,10 @@ def aligned(size: int) -> npt.NDArray[np.uint8]:
         raw = np.zeros(size + _ALIGN, dtype=np.uint8)
         start = -address(raw) % _ALIGN
         return raw[start : start + size]
-    block = mmap.mmap(-1, size + _HUGE)
+    if hasattr(mmap, "MAP_PRIVATE"):  # what processes could share, as is the default, gets no huge pages
+        block = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        block = mmap.mmap(-1, size + _HUGE)
     whole = np.frombuffer(block, dtype=np.uint8)
     start = -address(whole) % _HUGE
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from loquela.engine.crew import ACTIVATE, ATTEND, COLUMNS, EMBED, MULTIPLY, NORM, QUANTISE, ROTATE
-from loquela.engine.memory import address, aligned
+from loquela.engine.memory import Arena, address, aligned
 from loquela.engine.pages import POSITIONS
 from loquela.engine.products import KINDS
 from loquela.engine.quantize import GROUP, packed, quantised
@@ -100,6 +100,7 @@ class Program:
         self.most_padded = 16
         self.weight_bytes = 0
         self._buffers: dict[tuple[str, int, int], Any] = {}
+        self._arena = Arena()
         self._zeros = self._keep(aligned(64))
 
     def table(self) -> Any:
@@ -166,7 +167,7 @@ class Program:
                     joined[start : start + layer.out_features] = layer.bias.detach()
             bias = address(self._keep(joined))
         if bits:
-            array, tile, padded = packed([quantised(layer.weight, bits) for layer in layers])
+            array, tile, padded = packed([quantised(layer.weight, bits) for layer in layers], self._arena)
             self._keep(array)
             self.weight_bytes += array.nbytes
             r = self.rounded(x)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
-from loquela.engine.memory import address, aligned
+from loquela.engine.memory import Arena, address
 
 __all__ = ["GROUP", "Codes", "packed", "quantised"]
 
@@ -138,13 +138,13 @@ def _pack(codes, scales, rows, columns, first, bits, out, tile_bytes, padded):
             v.set_u16(base + padded * 2 * bits + (g * 16 + lane) * 2, np.int64(scales[r, g]))
 
 
-def packed(parts: list[Codes]) -> tuple[npt.NDArray[np.uint8], int, int]:
+def packed(parts: list[Codes], arena: Arena | None = None) -> tuple[npt.NDArray[np.uint8], int, int]:
     """Lay matrices out one below the other: the bytes, how many of them a tile has, and the padded columns."""
     bits, columns = parts[0].bits, parts[0].codes.shape[1]
     padded = -(-columns // GROUP) * GROUP
     tile_bytes = padded * 2 * bits + padded // GROUP * 2 * _ROWS
     rows = sum(len(part.codes) for part in parts)
-    out = aligned(-(-rows // _ROWS) * tile_bytes)
+    out = (arena or Arena(0)).take(-(-rows // _ROWS) * tile_bytes)
     if padded != columns or rows % _ROWS:
         out[:] = 128 if bits == 8 else 0x88
         view = out.reshape(-1, tile_bytes)

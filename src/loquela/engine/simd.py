@@ -73,6 +73,11 @@ class Emit:
         """Store at an address."""
         self.b.store(value, self.at(address, value.type), align=1)
 
+    def prefetch(self, address: ir.Value) -> None:
+        """Have the line of memory at an address, which need not be one, fetched."""
+        given = (ir.Constant(I32, number) for number in (0, 3, 1))  # to read, into all caches, data
+        self.intrinsic("llvm.prefetch.p0", ir.VoidType(), self.at(address, I8), *given)
+
     def splat(self, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
         """A vector of one value."""
         kind = ir.VectorType(scalar.type, lanes)
