@@ -321,7 +321,8 @@ def test_on_a_phone_nothing_runs_out_of_the_page(browser: Any, server: Running, 
     for name in ("complete", "chat", "fewshot", "adapters", "tasks", "train"):
         opened.click(f"#tab-{name}")
         wide = opened.evaluate(
-            "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > 361).map((e) => e.outerHTML)"
+            "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > 361)"
+            ".map((e) => e.outerHTML)"
         )
         assert opened.evaluate("document.documentElement.scrollWidth") <= 360, (name, wide[:3])
     shot(opened, tmp_path)

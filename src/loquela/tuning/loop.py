@@ -54,7 +54,7 @@ def optimizer_for(recipe: TuneRecipe, subject: Subject) -> Optimizers:
     return Optimizers(
         AdamW(
             subject.parameters,
-            learning_rate=recipe.rate,
+            learning_rate=recipe.rate(subject.network.dim),
             betas=(recipe.adam_beta1, recipe.adam_beta2),
             epsilon=recipe.adam_epsilon,
             weight_decay=recipe.weight_decay,
@@ -238,7 +238,7 @@ class Tuning:
             if held is None:
                 return
         progress.train_loss = progress.loss_sum / max(1, progress.loss_tokens)
-        rated = self.recipe.rate * self._factor(step - 1)
+        rated = self.recipe.rate(self.subject.network.dim) * self._factor(step - 1)
         loss = None if held is None else held.loss
         self.log.write(Row(step, progress.tokens, progress.train_loss, loss, rated, progress.gradient_norm))
         progress.loss_sum, progress.loss_tokens, progress.logged = 0.0, 0, step
