@@ -5,13 +5,15 @@
 - rows: one token for each of 16 rows through a cache of 64 positions: worn by none, one LoRA by all, eight LoRA by two
   rows each in one batch, and the same eight one after the other, as without mixing. Milliseconds per step.
 
-Each variant of `bits` runs in a process of its own; rounds alternate, the first update or step is not timed.
+Each variant of `bits` runs in a process of its own; rounds alternate, the first update or step is not timed. glibc is
+told to give freed memory back (MALLOC_MMAP_THRESHOLD_): else what was free before the first update hides what is held.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -132,7 +134,9 @@ def main() -> None:
     for _ in range(given.rounds):
         for width in BITS:
             command = [sys.executable, __file__, "--variant", str(width), "--updates", str(given.updates)]
-            each[width].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+            done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            each[width].append(json.loads(done.stdout))
     served = rows(10 * given.rounds)
     lines = ["| base | bytes of the base | peak memory | s per update |", "|---|---|---|---|"]
     for width, found in each.items():
