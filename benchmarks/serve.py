@@ -1,7 +1,7 @@
 """Many callers of one model: our server beside llama.cpp's and a loop over transformers, same weights, one run.
 
-    python benchmarks/serve.py                    # a 15M LLaMA shape with random weights, 1, 4, 16 and 64 callers
-    python benchmarks/serve.py --shape 110M --clients 1 4 16
+    python benchmarks/serve.py                    # a 7M LLaMA shape with random weights, 1, 4, 16 and 64 callers
+    python benchmarks/serve.py --shape 88M --clients 1 4 16
 
 Each caller asks, reads the stream to its end, and asks again. Figures: tokens per second of all callers together, and
 the time to the first token of a request. Peers take turns; the median of the rounds counts. Then eight adapters in the
@@ -34,8 +34,8 @@ from machine import machine, record
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "15M": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
-    "110M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "7M": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "88M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
 }
 PROMPT = "First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. First Citizen: You are all"
 NEW = 48
@@ -224,7 +224,7 @@ async def contest(peers: list[Peer], clients: list[int], rounds: int, requests: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="15M")
+    parser.add_argument("--shape", choices=SHAPES, default="7M")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=16, help="of all callers together, in a round")

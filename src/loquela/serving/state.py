@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from loquela import peft
 from loquela.api import LanguageModel, load
+from loquela.engine.choosing import Engine, EngineName
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
 from loquela.errors import CheckpointError, TokenizerError, UsageError
@@ -20,6 +21,7 @@ from loquela.generation.completion import prompt_ids
 from loquela.generation.constrain import Constraint, constraint
 from loquela.generation.rules import RULES
 from loquela.generation.settings import GenerationSettings, known_settings
+from loquela.models.base import Network
 from loquela.prompting.budget import fit
 from loquela.serving.answers import ModelCard
 from loquela.serving.failures import ApiError
@@ -47,7 +49,7 @@ class Served:
         self.created = int(time.time())
         self.metrics = Metrics()
         network = model.network
-        runs = model.engine.of(network) if network.kind == "decoder" else network
+        runs = _fastest(model, options.engine)
         for name, directory in options.adapters.items():
             self._put_on(name, directory)
         limits = Limits(options.slots, options.queue, options.cache_bytes)
@@ -209,3 +211,15 @@ class Served:
         return await run_in_threadpool(
             constraint, self.model.tokenizer, json_schema=schema, regex=body.regex, end_ids=self.model.end_ids
         )
+
+
+def _fastest(model: LanguageModel, engine: EngineName) -> Network:
+    """Return what runs the base model. For many at once compiling pays at any size: weights are read once for all."""
+    if model.network.kind != "decoder":
+        return model.network
+    try:
+        return Engine("compiled" if engine == "auto" else engine).of(model.network)
+    except UsageError:
+        if engine == "compiled":
+            raise
+        return model.network
