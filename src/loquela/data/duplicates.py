@@ -9,6 +9,7 @@ values agree in one of 25 bands of 5 are compared (locality-sensitive hashing), 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ _SHINGLE = 5
 _EMPTY = np.uint32(0xFFFF_FFFF)
 _MOST = 64
 """Documents of one band's value that a new one is compared with; boilerplate would fill such a list for ever."""
+_CACHED = 1 << 12
+"""Documents whose shingles are kept while others are compared with them."""
 Words = npt.NDArray[np.uint64]
 Signatures = npt.NDArray[np.uint32]
 
@@ -76,9 +79,10 @@ def _bands(signatures: Signatures) -> Words:
 
 def similarity(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     """Return the share of the shingles of two documents that both have, from 0 to 1."""
-    if not len(a) or not len(b):
-        return float(len(a) == len(b))
-    one, other = np.unique(_hashes(a)), np.unique(_hashes(b))
+    return _overlap(np.unique(_hashes(a)), np.unique(_hashes(b)))
+
+
+def _overlap(one: Words, other: Words) -> float:
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)
 
@@ -101,6 +105,7 @@ class Duplicates:
         """
         first = np.arange(len(self._keys))
         lists: dict[int, list[int]] = {}
+        shingles = lru_cache(_CACHED)(lambda document: np.unique(_hashes(self.tokens_of(document))))
 
         def root_of(document: int) -> int:
             while first[document] != document:
@@ -111,9 +116,7 @@ class Duplicates:
         for document in np.flatnonzero(self._keys.any(axis=1)).tolist():
             keys = [int(key) for key in self._keys[document] if key]
             near: set[int] = {other for key in keys for other in lists.get(key, ())}
-            like = [
-                o for o in sorted(near) if similarity(self.tokens_of(o), self.tokens_of(document)) >= self.threshold
-            ]
+            like = [other for other in sorted(near) if _overlap(shingles(other), shingles(document)) >= self.threshold]
             for other in like if chained else like[:1]:
                 a, b = root_of(other), root_of(document)
                 first[max(a, b)] = min(a, b)
