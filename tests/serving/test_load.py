@@ -216,10 +216,12 @@ def lines() -> Any:
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)
+    LOG.addHandler(handler)  # libraries that other tests import rearrange what hangs on the root
     root.setLevel(logging.INFO)
     LOG.setLevel(logging.INFO)
     yield found
     root.removeHandler(handler)
+    LOG.removeHandler(handler)
     root.setLevel(level)
 
 
