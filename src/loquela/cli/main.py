@@ -15,6 +15,7 @@ __all__ = ["app", "main"]
 
 VERBS = {
     "quickstart": "Train a model on a text in about a minute, then talk to it.",
+    "tour": "The lecture on language models, concept by concept, shown on a model.",
     "tokenizer": "Train a tokenizer, or show how one cuts a text.",
     "data": "Make tokens of many files once; see what an objective asks.",
     "train": "Train a model from a recipe; goes on by itself after an interruption.",
