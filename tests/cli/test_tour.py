@@ -159,6 +159,16 @@ def test_enter_goes_on_and_q_leaves(loquela: Run, model_directory: Path, monkeyp
     assert "bits per byte" in answers  # what the person types is not what `score` reads
 
 
+def test_an_interruption_ends_the_tour(loquela: Run, model_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loquela.api.LanguageModel.score", interrupt)
+    done = loquela("tour", "-m", model_directory, "--from", "2")
+    assert done.code == 130
+    assert "3 · " not in done.out
+
+
 def test_the_list_needs_no_model(loquela: Run) -> None:
     for language in LANGUAGES:
         lines = loquela("tour", "--list", "--language", language).out.splitlines()

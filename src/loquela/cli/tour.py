@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loquela.cli.output import console
+from loquela.cli.output import INTERRUPTED, console
 from loquela.errors import CheckpointError, LoquelaError, UsageError
 
 __all__ = ["Row", "app", "rows"]
@@ -32,7 +32,7 @@ class _Language(str, Enum):
 
 _WORDS = {
     "en": {
-        "live": "on this model",
+        "live": "live",
         "more": "to do yourself",
         "not": "This model cannot show it:",
         "next": "Enter: next · q: leave ",
@@ -43,7 +43,7 @@ _WORDS = {
         "welcome": "{model}: {kind}, {parameters:,} parameters, a window of {window:,} tokens",
     },
     "es": {
-        "live": "con este modelo",
+        "live": "en vivo",
         "more": "para hacerlo usted",
         "not": "Este modelo no puede mostrarlo:",
         "next": "Intro: siguiente · q: salir ",
@@ -193,7 +193,9 @@ def _run(command: str) -> None:
     arguments = shlex.split(after)[1:]
     piped = shlex.split(before)[-1] if before else ""
     with _stdin(piped):
-        typer.main.get_command(top).main(args=arguments, prog_name="loquela", standalone_mode=False)
+        code = typer.main.get_command(top).main(args=arguments, prog_name="loquela", standalone_mode=False)
+    if code == INTERRUPTED:  # Ctrl-C ends the tour, not only the verb
+        raise KeyboardInterrupt
 
 
 @contextmanager
