@@ -218,16 +218,16 @@ async def picture(served: Served, http: HttpRequest, body: PictureRequest) -> Re
     if body.picture not in _SHOWN:
         raise ApiError(404, f"picture must be one of {', '.join(sorted(_SHOWN))}, but is another", param="picture")
     drawn = PICTURES[body.picture]
-    options = {n: drawn.options[n].parse(v) if n in drawn.options else SETTINGS[n].parse(v)
-               for n, v in body.options.items() if n in drawn.options or n in SETTINGS}  # fmt: skip
-    if unknown := [name for name in body.options if name not in options]:
-        raise ApiError(400, f"{body.picture} has no option {unknown[0][:40]!r}", param="options", code="invalid_value")
+    options = {}
+    for name, value in body.options.items():
+        setting = drawn.options.get(name) or (SETTINGS.get(name) if drawn.takes_settings else None)
+        if setting is None:
+            raise ApiError(400, f"{body.picture} has no option {name[:40]!r}", param="options", code="invalid_value")
+        options[name] = setting.parse(value)
     ids = await _ids(served, body) if "text" in drawn.takes else None
     if ids is not None and len(ids) > MOST_DRAWN:
-        raise ApiError(
-            400, f"a picture takes at most {MOST_DRAWN} tokens, but there are {len(ids)}: shorten the text",
-            code="too_long",
-        )  # fmt: skip
+        told = f"a picture takes at most {MOST_DRAWN} tokens, but there are {len(ids)}: shorten the text"
+        raise ApiError(400, told, code="too_long")
 
     def job() -> str:
         model: Inspected = served.model
