@@ -5,6 +5,10 @@ Every recipe of `recipes/race/` named below is trained on one thread. How many u
 where the seconds do. An n-gram model counts the text once and needs what it needs. The figure is bits per byte on all
 of the held-out text.
 
+Beside the table stands why: how large the gradient of a prediction still is at the tokens before it, by distance, in
+each of the trained networks (`loquela inspect gradients`). `--record` writes the table to RESULTS.md and the chart to
+docs/pictures/race.png, for which a Chromium must be there.
+
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from machine import record
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "race"
+CHART = Path(__file__).parent.parent / "docs" / "pictures" / "race.png"
 RUNNERS = ("ngram", "rnn", "gru", "lstm", "gpt")
 PROBE = 30
 
@@ -36,6 +43,42 @@ def run(name: str, directory: str, **settings: Any) -> dict[str, Any]:
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return {**json.loads(done.stdout), "cpu_seconds": cpu}
+
+
+def gradients(model: Path) -> list[float]:
+    """The mean norm of the gradient at each distance from 1 on, as a share of that at distance 1."""
+    from loquela.checkpoint.store import load_model
+    from loquela.data.batches import evaluation_blocks
+    from loquela.inspection.gradients import gradient_norms
+
+    tokens = np.fromfile(next((model / "data").glob("val*.bin")), dtype="<u2")
+    inputs, _ = next(evaluation_blocks(tokens, 64, 64))
+    norms = gradient_norms(load_model(model).network, inputs)
+    return [norms[k] / norms[1] for k in sorted(norms)]
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """The chart: bits per byte, and the gradient by distance."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    from loquela.inspection.export import export
+    from loquela.inspection.theme import COLOURS, TEMPLATES
+
+    figure = make_subplots(1, 2, subplot_titles=("bits per byte, held out (less is better)", "gradient by distance"))
+    for colour, row in zip(COLOURS, rows, strict=False):
+        bits = row["val_bits_per_byte"]
+        figure.add_bar(
+            x=[row["name"]], y=[bits], text=f"{bits:.3f}", marker_color=colour, showlegend=False, row=1, col=1
+        )
+        if "gradients" in row:
+            norms = row["gradients"]
+            line = go.Scatter(x=list(range(1, len(norms) + 1)), y=norms, name=row["name"], line={"color": colour})
+            figure.add_trace(line, row=1, col=2)
+    figure.update_yaxes(type="log", title="norm, as a share of that at distance 1", row=1, col=2)
+    figure.update_xaxes(title="tokens back", row=1, col=2)
+    figure.update_layout(template=TEMPLATES["light"], height=420, title="The race of architectures")
+    export(figure, CHART)
 
 
 def race(seconds: float, seed: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -57,8 +100,8 @@ def race(seconds: float, seed: int, names: tuple[str, ...]) -> list[dict[str, An
                 f"{result['cpu_seconds']:6.0f} s  {result['val_bits_per_byte']:.3f} bits per byte",
                 flush=True,
             )
-            curve = Path(f"{directory}/{name}/loss.csv").read_text()
-            rows[-1]["curve"] = [line.split(",") for line in curve.splitlines()]
+            if name != "ngram":
+                rows[-1]["gradients"] = gradients(Path(directory) / name)
     return rows
 
 
@@ -79,11 +122,12 @@ def main() -> None:
         )
     print("\n".join(table))
     if arguments.record:
+        draw(rows)
         note = (
             f"Processor seconds are those of the whole command (start, tokenizer and validation included); "
             f"training alone had {arguments.seconds:.0f}. Seed {arguments.seed}, one thread."
         )
-        figures = {row["name"]: {k: v for k, v in row.items() if k not in ("curve", "sample")} for row in rows}
+        figures = {row["name"]: {k: v for k, v in row.items() if k not in ("gradients", "sample")} for row in rows}
         command = f"python benchmarks/race.py --seconds {arguments.seconds:g} --record"
         record("The race of architectures", command, [*table, "", note], figures)
     print(f"{time.time() - started:.0f} s in all", file=sys.stderr)
