@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loquela.layers.masks import positions_from_padding, positions_from_segments
+
 __all__ = ["Cache", "CrossCache", "KeyValueCache", "positions"]
 
 
@@ -94,7 +96,22 @@ class CrossCache(Cache):
         self.padding = None if self.padding is None else self.padding.index_select(0, rows)
 
 
-def positions(cache: Cache | None, queries: int, device: torch.device) -> Tensor:
-    """Return the (queries,) positions of tokens that come after what `cache` holds."""
+def positions(
+    cache: Cache | None,
+    queries: int,
+    device: torch.device,
+    *,
+    padding: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> Tensor:
+    """Return the positions of tokens that come after what `cache` holds: (queries,), or (batch, queries).
+
+    With `padding` (batch, cached + queries) only real tokens are counted, with `segments` (batch, queries) each
+    document from its own beginning.
+    """
+    if segments is not None:
+        return positions_from_segments(segments)
+    if padding is not None:
+        return positions_from_padding(padding, queries)
     start = 0 if cache is None else cache.length
     return torch.arange(start, start + queries, device=device)

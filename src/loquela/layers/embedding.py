@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from loquela.layers.cache import Cache, positions
-from loquela.layers.masks import positions_from_padding
 
 __all__ = ["InputEmbedding"]
 
@@ -36,9 +35,6 @@ class InputEmbedding(nn.Module):
 
         `padding` (batch, cached + seq) is True where a token is real; only those are counted.
         """
-        if padding is None:
-            where = positions(cache, tokens.shape[1], tokens.device)
-        else:
-            where = positions_from_padding(padding, tokens.shape[1])
+        where = positions(cache, tokens.shape[1], tokens.device, padding=padding)
         x = self.tokens(tokens) * self.scale + self.positions(where)
         return self.dropout(x if self.norm is None else self.norm(x))  # type: ignore[no-any-return]

@@ -13,7 +13,6 @@ from loquela.layers.block import PreNormBlock
 from loquela.layers.cache import Cache, positions
 from loquela.layers.decoder import Decoder
 from loquela.layers.feedforward import ACTIVATIONS, FeedForward
-from loquela.layers.masks import positions_from_padding, positions_from_segments
 from loquela.layers.norms import LayerNorm
 from loquela.models.base import Config, Network, Rename
 
@@ -129,12 +128,7 @@ class GPT2(Network):
 
         Each is read as if it stood alone; such a row is read whole, without a cache.
         """
-        if segments is not None:
-            where = positions_from_segments(segments)
-        elif padding is None:
-            where = positions(cache, tokens.shape[1], tokens.device)
-        else:
-            where = positions_from_padding(padding, tokens.shape[1])
+        where = positions(cache, tokens.shape[1], tokens.device, padding=padding, segments=segments)
         x = self.embedding_dropout(self.token_embedding(tokens) + self.position_embedding(where))
         return self.decoder(x, cache=cache, padding=padding, segments=segments)  # type: ignore[no-any-return]
 

@@ -14,7 +14,6 @@ from loquela.errors import ConfigError, UsageError
 from loquela.layers.block import PreNormBlock
 from loquela.layers.cache import Cache, positions
 from loquela.layers.feedforward import ACTIVATIONS
-from loquela.layers.masks import positions_from_padding
 from loquela.layers.positions import Rotary, rotary_frequencies
 from loquela.models import rope
 from loquela.models.base import Config
@@ -207,9 +206,7 @@ class Phi3(RotaryDecoder):
                 cache.truncate(0)
                 tokens = text
             cache.tokens, cache.long = text, long
-        where = positions(cache, tokens.shape[1], tokens.device)
-        if padding is not None:
-            where = positions_from_padding(padding, tokens.shape[1])
+        where = positions(cache, tokens.shape[1], tokens.device, padding=padding)
         frequencies = torch.where(long[:, None, None, None], self.long_frequencies, self.rotary_frequencies)
         rotary = Rotary.at(where, frequencies, scale=self.rotary_scale)
         return self.decoder(self.embed(tokens), rotary=rotary, cache=cache, padding=padding)[:, -new:]  # type: ignore[no-any-return]

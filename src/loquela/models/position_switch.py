@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from loquela.errors import ConfigError, nearest
 from loquela.layers.cache import Cache, positions
-from loquela.layers.masks import positions_from_padding, positions_from_segments
 from loquela.layers.positions import LearnedPositions, RelativeBias, SinusoidalPositions, alibi_bias
 from loquela.models.base import Config, Rename
 from loquela.models.rotary_decoder import RotaryDecoder, RotaryDecoderConfig
@@ -112,12 +111,7 @@ class PositionSwitch(RotaryDecoder):
     ) -> Tensor:
         queries = tokens.shape[1]
         keys = queries + (0 if cache is None else cache.length)
-        if segments is not None:
-            where = positions_from_segments(segments)
-        elif padding is None:
-            where = positions(cache, queries, tokens.device)
-        else:
-            where = positions_from_padding(padding, queries)
+        where = positions(cache, queries, tokens.device, padding=padding, segments=segments)
         x = self.token_embedding(tokens) * self.scale
         if self.positions is not None:
             x = x + self.positions(where)

@@ -17,7 +17,6 @@ from loquela.layers.block import PreNormBlock
 from loquela.layers.cache import Cache, positions
 from loquela.layers.decoder import Decoder
 from loquela.layers.feedforward import ACTIVATIONS, GatedFeedForward
-from loquela.layers.masks import positions_from_padding, positions_from_segments
 from loquela.layers.norms import RMSNorm
 from loquela.layers.positions import Rotary
 from loquela.models import rope
@@ -216,12 +215,7 @@ class RotaryDecoder(Network):
 
         Each is read as if it stood alone; such a row is read whole, without a cache.
         """
-        if segments is not None:
-            where = positions_from_segments(segments)
-        elif padding is None:
-            where = positions(cache, tokens.shape[1], tokens.device)
-        else:
-            where = positions_from_padding(padding, tokens.shape[1])
+        where = positions(cache, tokens.shape[1], tokens.device, padding=padding, segments=segments)
         rotary = self.rotary(where)
         return self.decoder(self.embed(tokens), rotary=rotary, cache=cache, padding=padding, segments=segments)  # type: ignore[no-any-return]
 
