@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from loquela.data.files import ROW_LIMIT, lines
 from loquela.errors import DataError
 
 __all__ = ["Format", "format_of"]
 
 FIELD = "text"
-_ROW_LIMIT = 1 << 26  # characters of one row
 _JSON_LIMIT = 1 << 28  # characters of a .json file, which must be read as a whole
-csv.field_size_limit(_ROW_LIMIT)
+csv.field_size_limit(ROW_LIMIT)
 
 Format = Callable[[Path, Iterator[str]], Iterator[str]]
 """(path, its characters) → the texts of its documents."""
@@ -49,7 +49,11 @@ def _json(path: Path, characters: Iterator[str]) -> Iterator[str]:
 
 
 def _table(path: Path, characters: Iterator[str], **dialect: Any) -> Iterator[str]:
-    reader = csv.reader(_lines(path, characters), strict=True, **dialect)
+    reader = csv.reader(
+        _lines(path, characters),
+        strict=True,
+        **dialect,
+    )
     row = 0
     try:
         header = next(reader, [])
@@ -79,20 +83,7 @@ _FORMATS: dict[str, Format] = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _js
 
 
 def _lines(path: Path, characters: Iterable[str]) -> Iterator[str]:
-    """Yield lines with their line feeds; JSON and CSV know no other line end, unlike `str.splitlines`."""
-    rest: list[str] = []
-    size = 0
-    for part in characters:
-        *whole, last = part.split("\n")
-        for line in whole:
-            yield "".join([*rest, line, "\n"])
-            rest, size = [], 0
-        rest.append(last)
-        size += len(last)
-        if size > _ROW_LIMIT:
-            raise DataError(f"{path} must have rows of at most {_ROW_LIMIT:,} characters, but one is longer")
-    if size:
-        yield "".join(rest)
+    return lines(characters, f"{path} must have rows of at most {ROW_LIMIT:,} characters, but one is longer")
 
 
 def _parsed(path: Path, where: str, text: str) -> Any:

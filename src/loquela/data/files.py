@@ -6,12 +6,15 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from loquela.errors import DataError, TextDecodingError, UsageError
 
-__all__ = ["characters", "chunks"]
+__all__ = ["ROW_LIMIT", "characters", "chunks", "lines"]
+
+ROW_LIMIT = 1 << 26
+"""Characters that one row of a document set may have."""
 
 _CHUNK = 1 << 18
 _BOMB_RATIO, _BOMB_FLOOR = 200, 1 << 26  # text shrinks 3 to 50 times, a bomb 1000 times
@@ -118,3 +121,23 @@ def _binary(path: Path, where: str) -> DataError:
     return DataError(
         f"{path} must be text, but {where} is NUL: binary data, or UTF-16 (then give --encoding utf-16-le)"
     )
+
+
+def lines(parts: Iterable[str], too_long: str) -> Iterator[str]:
+    """Yield lines with their line feeds; JSON and CSV know no other line end, unlike `str.splitlines`.
+
+    Raises `DataError`, which says `too_long`, for a line of more than `ROW_LIMIT` characters.
+    """
+    rest: list[str] = []
+    size = 0
+    for part in parts:
+        *whole, last = part.split("\n")
+        for line in whole:
+            yield "".join([*rest, line, "\n"])
+            rest, size = [], 0
+        rest.append(last)
+        size += len(last)
+        if size > ROW_LIMIT:
+            raise DataError(too_long)
+    if size:
+        yield "".join(rest)

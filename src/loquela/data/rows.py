@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loquela.data.files import characters, chunks
+from loquela.data.files import ROW_LIMIT, characters, chunks, lines
 from loquela.errors import DataError, MissingExtraError
 
 __all__ = ["BadRow", "Row", "read_rows"]
@@ -23,7 +23,7 @@ HEADER_WORDS = frozenset(
     target dialogue document article summary chosen rejected messages conversations translation system title""".split()
 )
 """A first row of a table that has one of these as a cell is its header."""
-_ROW_LIMIT = 1 << 26  # characters of one row
+_TOO_LONG = f"a row must have at most {ROW_LIMIT:,} characters, but one is longer"
 _JSON_LIMIT = 1 << 28  # characters of a .json file, which must be read as a whole
 _PACKED_LIMIT = 1 << 31  # bytes of a .parquet.gz
 
@@ -79,7 +79,7 @@ def read_rows(
 
 
 def _jsonl(text: Iterable[str]) -> Iterator[Row | BadRow]:
-    for number, line in enumerate(_lines(text), 1):
+    for number, line in enumerate(lines(text, _TOO_LONG), 1):
         if not line.strip():
             continue
         try:
@@ -123,7 +123,7 @@ def _object(number: int, value: Any) -> Row | BadRow:
 
 
 def _table(text: Iterable[str], columns: Sequence[str], header: str | None, **dialect: Any) -> Iterator[Row | BadRow]:
-    reader = csv.reader(_lines(text), strict=True, **dialect)
+    reader = csv.reader(lines(text, _TOO_LONG), strict=True, **dialect)
     names = list(columns)
     number = 0
     while True:
@@ -171,23 +171,6 @@ def _parquet(path: Path) -> Iterator[Row | BadRow]:
                 yield Row(number, fields)
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: bytes that are not text
         raise DataError(f"{path} must be a whole Parquet file, but: {' '.join(str(error).split())}") from None
-
-
-def _lines(text: Iterable[str]) -> Iterator[str]:
-    """Yield lines with their line feeds; JSON and CSV know no other line end, unlike `str.splitlines`."""
-    rest: list[str] = []
-    size = 0
-    for part in text:
-        *whole, last = part.split("\n")
-        for line in whole:
-            yield "".join([*rest, line, "\n"])
-            rest, size = [], 0
-        rest.append(last)
-        size += len(last)
-        if size > _ROW_LIMIT:
-            raise DataError(f"a row must have at most {_ROW_LIMIT:,} characters, but one is longer")
-    if size:
-        yield "".join(rest)
 
 
 def _kind(value: Any) -> str:
