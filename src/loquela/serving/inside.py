@@ -23,6 +23,7 @@ from loquela.inspection.theme import TEMPLATES
 from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.wardrobe import wardrobe_of
 from loquela.serving.chat import rendered
+from loquela.serving.completions import LEAST_LOG_PROB
 from loquela.serving.failures import ApiError
 from loquela.serving.inside_schemas import (
     About,
@@ -154,14 +155,14 @@ async def _pieces(served: Served, run: Run, ids: list[int], seed: int) -> AsyncI
                 "text": piece.text,
                 "id": piece.id,
                 "token": served.token(piece.id),
-                "log_prob": max(piece.log_prob, -9999.0),
+                "log_prob": max(piece.log_prob, LEAST_LOG_PROB),
                 "top": [_alternative(other) for other in piece.top],
                 "finish_reason": piece.finish_reason,
             }
 
 
 def _alternative(other: Alternative) -> dict[str, Any]:
-    return {"id": other.id, "text": other.text, "log_prob": max(other.log_prob, -9999.0)}
+    return {"id": other.id, "text": other.text, "log_prob": max(other.log_prob, LEAST_LOG_PROB)}
 
 
 async def _next_logits(served: Served, body: Any) -> tuple[list[int], Any]:
