@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loquela.checkpoint import gguf, gguf_read, gguf_write, llama2c, textgenrnn
 from loquela.checkpoint.files import MANIFEST
+from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.store import Loaded, atomic_directory, load_model, write_model
 from loquela.errors import CheckpointError, UsageError
 from loquela.text.tokenizer import Tokenizer
@@ -92,7 +93,7 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None)
     Returns `model` (the path), `parity` (`max_abs_logit_diff`, `bound`, `tokens`), `parameters`, `tokenizer` (whether
     there is one), and `left_out`: the files of a source directory that nothing was read from.
     """
-    source, target = Path(source), Path(target)
+    source, target = resolve(source), Path(target)
     reader = _reader(source)
     kind, write = _writer(target)
     if dtype is not None and dtype not in kind.dtypes:

@@ -2,7 +2,8 @@
 
 `pull` is the only thing here that reaches the network. It keeps what the loader reads, under
 `$LOQUELA_HOME/models/ORG/NAME/COMMIT` (`~/.cache/loquela` unless set), with a manifest, so that a damaged file is found
-out later as in any model of ours. `resolve` turns `ORG/NAME` or `ORG/NAME@COMMIT` into that directory.
+out later as in any model of ours. `resolve` turns `ORG/NAME` or `ORG/NAME@COMMIT` into that directory, and the name of a
+house model into its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+from loquela.checkpoint import house
 from loquela.checkpoint.files import atomic_directory
 from loquela.checkpoint.tensors import write_bytes
 from loquela.errors import CheckpointError, StorageError, UsageError
@@ -77,11 +79,11 @@ def pull(name: str, *, revision: str | None = None, target: str | Path | None = 
 
 
 def resolve(name: str | Path) -> Path:
-    """Return the directory that `name` means: itself, or where the Hub's model of that name was pulled to.
+    """Return the directory that `name` means: itself, a house model, or where the Hub's model was pulled to.
 
     Reaches no network. Raises `CheckpointError`, with the way out, where it was not pulled or at several commits.
     """
-    path = Path(name)
+    path = house.model(name)
     if path.exists() or not _NAME.fullmatch(str(name)):
         return path
     repo, revision = _parsed(str(name))

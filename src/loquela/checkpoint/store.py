@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loquela.checkpoint import few_bits
+from loquela.checkpoint import few_bits, house
 from loquela.checkpoint.configs import read_config
 from loquela.checkpoint.files import (
     INCOMING,
@@ -126,8 +126,8 @@ def load_model(
     """Open a model directory, ours or of any library that writes Hugging Face's layout.
 
     `dtype` is what the model computes in, whatever the file holds ("auto": as stored). With `verify`, the files are
-    held against the manifest, if there is one. `ORG/NAME` means a model of the Hub that was pulled. Raises
-    `CheckpointError` or one of its kinds.
+    held against the manifest, if there is one. `ORG/NAME` means a model of the Hub that was pulled, and `stories` or
+    another name of `loquela.checkpoint.house` a model in the package. Raises `CheckpointError` or one of its kinds.
     """
     directory = resolve(directory)
     if dtype not in DTYPES and dtype != "auto":
@@ -177,7 +177,7 @@ def _has(directory: Path, name: str) -> bool:
 
 
 def _what_is(path: Path) -> str:
-    return "is a file" if path.exists() else "does not exist"
+    return "is a file" if path.exists() else "does not exist" + house.instead(house.model_names())
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:

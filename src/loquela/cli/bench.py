@@ -35,10 +35,12 @@ def bench(
     With --peers transformers (float32) and llama.cpp (at the width of --quantize, else float32) run beside it where
     they are installed, each in its own process and one at a time; a ratio above 1 says that Loquela is faster.
     """
+    from loquela.checkpoint.hub import resolve
     from loquela.cli.racing import Racer, median, race
     from loquela.engine.decoder import default_threads
     from loquela.errors import LoquelaError
 
+    model = resolve(model)
     network = _opened(model)
     window = network.context_length
     prompt_tokens = min(prompt_tokens, max(1, window - new_tokens - 1))

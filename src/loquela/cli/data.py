@@ -68,6 +68,7 @@ def build(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tokenise documents into memory-mapped shards, without duplicates, some of them held out."""
+    from loquela.checkpoint.hub import resolve
     from loquela.data.builder import build as made
     from loquela.data.gather import HUB, Gathering, find
     from loquela.data.objectives import OBJECTIVES
@@ -79,7 +80,7 @@ def build(
     start = time.perf_counter()
     found = find(sources)
     if tokenizer is not None:
-        chosen = Tokenizer.load(tokenizer)
+        chosen = Tokenizer.load(resolve(tokenizer))
     elif any(source.startswith(HUB) for source in found):
         raise UsageError("a set of the Hub is read once: name the --tokenizer to read it with")
     else:

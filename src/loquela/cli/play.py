@@ -10,7 +10,10 @@ import typer
 from loquela.cli.threads import share_cores
 from loquela.errors import UsageError
 
-__all__ = ["app", "shipped_model"]
+__all__ = ["SHIPPED", "app", "shipped_model"]
+
+SHIPPED = "stories"
+"""The house model that is opened where none is named, with the house's adapters."""
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -18,28 +21,33 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def play(
     model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="Model directory. [default: the model that is shipped]")
+        Path | None, typer.Option("--model", "-m", help="Model directory. [default: stories, with its adapters]")
     ] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", metavar="NAME=DIR", help="An adapter, by name.")
+        list[str] | None, typer.Option("--adapter", metavar="[NAME=]DIR", help="An adapter, by name.")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
 ) -> None:
     """Open the playground in the browser; Ctrl-C ends it."""
     share_cores()
+    from loquela.checkpoint import house
     from loquela.cli.serve import adapters_of, start
     from loquela.serving.options import Options
 
-    directory = shipped_model() if model is None else model
-    start(Options(model=directory, adapters=adapters_of(adapter or []), port=port), browse=browser)
+    adapters = adapters_of(adapter or [])
+    if model is None:
+        model = Path(shipped_model())
+        adapters = {name: house.adapter(name) for name in house.adapter_names()} | adapters
+    start(Options(model=model, adapters=adapters, port=port), browse=browser)
 
 
-def shipped_model() -> Path:
-    """Return the directory of the model that came with the package; raises `UsageError` where there is none."""
-    directory = Path(__file__).parent.parent / "house"
-    if not (directory / "config.json").is_file():
+def shipped_model() -> str:
+    """Return the name of the model that the package opens by itself; raises `UsageError` where it came without."""
+    from loquela.checkpoint import house
+
+    if SHIPPED not in house.model_names():
         raise UsageError(
             "this package came without a model, so name one: loquela play -m DIR (loquela quickstart makes one)"
         )
-    return directory
+    return SHIPPED

@@ -24,12 +24,14 @@ def round_model(source: Path, target: Path, quantize: str, text: Path | None) ->
     import torch
 
     from loquela.checkpoint import few_bits
+    from loquela.checkpoint.hub import resolve
     from loquela.checkpoint.store import atomic_directory, load_model, write_model
     from loquela.engine.decoder import compiled
     from loquela.engine.quantize import quantised
 
     if target.exists():
         raise UsageError(f"the target of a conversion must be a new path, but {target} exists: name another")
+    source = resolve(source)
     if not source.is_dir() or target.suffix in (".gguf", ".bin"):
         raise UsageError(f"--quantize reads and writes model directories, but was given {source} and {target}")
     loaded = load_model(source, dtype="auto")

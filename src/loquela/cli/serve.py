@@ -100,13 +100,17 @@ def start(options: object, *, browse: bool = False) -> None:
 
 
 def adapters_of(given: list[str]) -> dict[str, Path]:
-    """Read `NAME=DIR` as often as it is given; raises `UsageError`."""
+    """Read `NAME=DIR`, or the name of a house adapter, as often as it is given; raises `UsageError`."""
+    from loquela.checkpoint import house
+
     adapters: dict[str, Path] = {}
     for item in given:
         name, equals, directory = item.partition("=")
-        if not (name and equals and directory):
+        if not equals and item in house.adapter_names():
+            directory = name
+        if not (name and directory):
             raise UsageError(f"--adapter must be NAME=DIR, but is {item!r}")
         if name in adapters:
             raise UsageError(f"--adapter must give each name once, but {name!r} is there twice")
-        adapters[name] = Path(directory)
+        adapters[name] = house.adapter(directory)
     return adapters

@@ -68,9 +68,10 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show how a tokenizer cuts a text, or what it is."""
+    from loquela.checkpoint.hub import resolve
     from loquela.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(resolve(path))
     if text is None and not sys.stdin.isatty():
         text = _stdin() or None
     if text is None:

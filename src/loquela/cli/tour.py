@@ -86,7 +86,7 @@ def rows() -> list[Row]:
 @app.command()
 def tour(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model directory. [default: the model that is shipped]")
+        str | None, typer.Option("--model", "-m", help="Model directory. [default: the house models]")
     ] = None,
     language: Annotated[_Language, typer.Option(help="Of the explanations.")] = _Language.EN,
     row: Annotated[int | None, typer.Option(min=1, help="Only this row.")] = None,

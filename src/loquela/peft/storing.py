@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from loquela.checkpoint import house
 from loquela.checkpoint.configs import NONSENSE
 from loquela.checkpoint.files import (
     INCOMING,
@@ -61,7 +62,7 @@ def load_adapter(network: Network, directory: str | Path, name: str = "default")
     half-written or damaged, `ConfigError` for a config that cannot be honoured, `MismatchError` that lists every
     tensor which does not fit this base, `UsageError` for a name in use.
     """
-    directory = Path(directory)
+    directory = house.adapter(directory)
     with reading_errors(directory):
         config = read_adapter_config(directory)
         weights = inside(directory, WEIGHTS_FILE)
@@ -81,9 +82,9 @@ def load_adapter(network: Network, directory: str | Path, name: str = "default")
 
 def read_adapter_config(directory: str | Path) -> AdapterConfig:
     """Read and check the adapter_config.json of a directory, and its manifest if it has one."""
-    directory = Path(directory)
+    directory = house.adapter(directory)
     if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
+        what = "is a file" if directory.exists() else "does not exist" + house.instead(house.adapter_names())
         raise CheckpointError(f"an adapter must be a directory with {CONFIG_FILE}, but {directory} {what}")
     finish_install(directory)
     if not inside(directory, CONFIG_FILE).is_file():

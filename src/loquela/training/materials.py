@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
+from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.store import atomic_directory
 from loquela.data import shards
 from loquela.data.bitext import Bitext, Pairs, TextPair, is_held_out, read_pairs
@@ -35,7 +36,7 @@ def vocabulary(recipe: Recipe, directory: Path, given: Tokenizer | None, on_even
     if built:
         tokenizer = _of_built(built, recipe)
     elif isinstance(recipe.tokenizer, str):
-        tokenizer = Tokenizer.load(recipe.tokenizer)
+        tokenizer = Tokenizer.load(resolve(recipe.tokenizer))
     elif recipe.tokenizer is None and given is not None:
         tokenizer = given
     else:
@@ -52,7 +53,7 @@ def _of_built(directories: list[str], recipe: Recipe) -> Tokenizer:
     """Return the tokenizer that the directories were built with; it must be one for all, and the recipe's if named."""
     tokenizers = {path: Tokenizer.load(Path(path) / TOKENIZER) for path in directories}
     if isinstance(recipe.tokenizer, str):
-        tokenizers[recipe.tokenizer] = Tokenizer.load(recipe.tokenizer)
+        tokenizers[recipe.tokenizer] = Tokenizer.load(resolve(recipe.tokenizer))
     elif recipe.tokenizer is not None:
         raise RecipeError(f"tokenizer must not be trained where data is built already, as {directories[0]} is")
     first = tokenizers[directories[0]]

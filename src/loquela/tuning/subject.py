@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from loquela import peft
+from loquela.checkpoint import house
 from loquela.checkpoint.files import inside, read_json
+from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.sentence import read_pooling, sentence_files
 from loquela.checkpoint.store import load_model, save_model
 from loquela.errors import CheckpointError, MismatchError, UsageError
@@ -113,7 +115,7 @@ class Subject:
             if self.labels:
                 files[TASK_CONFIG] = json.dumps(self.network.config.to_dict(), ensure_ascii=False, indent=2) + "\n"
         else:
-            pooling = read_pooling(self.base)
+            pooling = read_pooling(resolve(self.base))
             extra = sentence_files(pooling, self.network.dim) if pooling else {}
             save_model(self.network, tokenizer, directory, generation_config=self.generation_config, extra_files=extra)
         for name, content in files.items():
@@ -155,7 +157,7 @@ def open_adapter(network: Network, tokenizer: Tokenizer | None, directory: str |
 
     Returns the network to use, which is another one where the base lacks the head. Raises as `load_adapter`.
     """
-    directory = Path(directory)
+    directory = house.adapter(directory)
     if directory.is_dir() and inside(directory, TASK_CONFIG).is_file():
         network = _with_head(network, read_json(directory, TASK_CONFIG), directory)
     load_adapter(network, directory, name)
