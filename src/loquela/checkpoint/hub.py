@@ -2,8 +2,8 @@
 
 `pull` is the only thing here that reaches the network. It keeps what the loader reads, under
 `$LOQUELA_HOME/models/ORG/NAME/COMMIT` (`~/.cache/loquela` unless set), with a manifest, so that a damaged file is found
-out later as in any model of ours. `resolve` turns `ORG/NAME` or `ORG/NAME@COMMIT` into that directory, and the name of a
-house model into its own.
+out later as in any model of ours. `resolve` turns `ORG/NAME` or `ORG/NAME@COMMIT` into that directory, and the name of
+a house model into its own.
 """
 
 from __future__ import annotations
