@@ -3,18 +3,20 @@
 Every recipe of `recipes/race/` named below is trained on one thread. How many updates fit the seconds is measured first
 (the processor time of a short run, the tokenizer and the reading of the text taken out), so that each schedule ends
 where the seconds do. An n-gram model counts the text once and needs what it needs. The figure is bits per byte on all
-of the held-out text.
+of the held-out text. A masked and a sequence-to-sequence model give no probability of a whole text, so they run beside
+the others on their own scores: bits per token that was hidden, and per token of what was taken out, marks of the gaps
+included.
 
 Beside the table stands why: how large the gradient of a prediction still is at the tokens before it, by distance, in
 each of the trained networks (`loquela inspect gradients`). `--record` writes the table to RESULTS.md and the chart to
 docs/pictures/race.png, for which a Chromium must be there.
-
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,7 +31,12 @@ from machine import record
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "race"
 CHART = Path(__file__).parent.parent / "docs" / "pictures" / "race.png"
-RUNNERS = ("ngram", "rnn", "gru", "lstm", "gpt")
+OWN = {
+    "masked": "bits per hidden token, both sides known",
+    "spans": "bits per token of the target, marks of gaps included",
+}
+"""Runners that predict parts of a text, and what their score is."""
+RUNNERS = ("ngram", "rnn", "gru", "lstm", "gpt", *OWN)
 PROBE = 30
 
 
@@ -66,7 +73,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     from loquela.inspection.theme import COLOURS, TEMPLATES
 
     figure = make_subplots(1, 2, subplot_titles=("bits per byte, held out (less is better)", "gradient by distance"))
-    for colour, row in zip(COLOURS, rows, strict=False):
+    for colour, row in zip(COLOURS, (row for row in rows if row["name"] not in OWN), strict=False):
         bits = row["val_bits_per_byte"]
         figure.add_bar(
             x=[row["name"]], y=[bits], text=f"{bits:.3f}", marker_color=colour, showlegend=False, row=1, col=1
@@ -95,12 +102,14 @@ def race(seconds: float, seed: int, names: tuple[str, ...]) -> list[dict[str, An
                 settings["max_steps"] = max(PROBE, round(seconds / ((long - short) / (2 * PROBE))))
             result = run(name, f"{directory}/{name}", **settings)
             rows.append({"name": name, "target_cpu_seconds": seconds, **result})
+            score = result["val_loss"] / math.log(2) if name in OWN else result["val_bits_per_byte"]
+            rows[-1]["score"] = score
             print(
                 f"{name:8} {result['parameters']:>10,} parameters  {result['steps']:>6,} steps  "
-                f"{result['cpu_seconds']:6.0f} s  {result['val_bits_per_byte']:.3f} bits per byte",
+                f"{result['cpu_seconds']:6.0f} s  {score:.3f} {OWN.get(name, 'bits per byte')}",
                 flush=True,
             )
-            if name != "ngram":
+            if name != "ngram" and name not in OWN:
                 rows[-1]["gradients"] = gradients(Path(directory) / name)
     return rows
 
@@ -114,11 +123,11 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.time()
     rows = race(arguments.seconds, arguments.seed, tuple(arguments.only.split(",")))
-    table = ["| model | parameters | updates | processor seconds | bits per byte |", "|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: row["val_bits_per_byte"]):
+    table = ["| model | parameters | updates | processor seconds | score | of |", "|---|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: (row["name"] in OWN, row["score"])):
         table.append(
             f"| {row['name']} | {row['parameters']:,} | {row['steps']:,} | {row['cpu_seconds']:.0f} | "
-            f"**{row['val_bits_per_byte']:.3f}** |"
+            f"**{row['score']:.3f}** | {OWN.get(row['name'], 'bits per byte')} |"
         )
     print("\n".join(table))
     if arguments.record:

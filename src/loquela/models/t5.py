@@ -173,7 +173,10 @@ class T5(EncoderDecoder):
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def initialise(self) -> None:
-        """As the T5 code does: N(0, 1/√in), queries by a further 1/√d_kv as no score is scaled, embedding N(0, 1)."""
+        """As the T5 code does: N(0, 1/√in), queries by a further 1/√d_kv as no score is scaled, embedding N(0, 1).
+
+        A head of its own starts as in T5X, like any matrix: at N(0, 1) the first loss would be five times chance's.
+        """
         config = self.config
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -182,7 +185,7 @@ class T5(EncoderDecoder):
             std = parameter.shape[-1] ** -0.5
             if name.endswith("_bias.table.weight"):
                 std = config.d_model**-0.5
-            elif name.startswith(("token_embedding", "lm_head")):
+            elif name.startswith("token_embedding"):
                 std = 1.0
             elif name.endswith("q_proj.weight"):
                 std *= config.d_kv**-0.5
