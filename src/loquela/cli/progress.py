@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from loquela.cli.output import console, note
-from loquela.training.events import Event, Note, Preparing, Sampled, Saved, Started, Stepped, Validated
+from loquela.training.events import Event, Logged, Note, Preparing, Sampled, Saved, Started, Stepped, Validated
 from loquela.training.log import Row
 
 __all__ = ["TrainingView", "curve", "figure"]
@@ -48,8 +48,8 @@ class TrainingView:
         self.what = ""
         self.started: Started | None = None
         self.first: Stepped | None = None
-        self.bits_per_token = 0.0
         self.loss = 0.0
+        self.logged: Logged | None = None
         self.told = time.monotonic()
 
     def __enter__(self) -> TrainingView:
@@ -65,6 +65,8 @@ class TrainingView:
         """Draw one event."""
         if isinstance(event, Stepped):
             self._stepped(event)
+        elif isinstance(event, Logged):
+            self.logged = event
         elif isinstance(event, Preparing):
             self._preparing(event)
         elif isinstance(event, Started):
@@ -89,7 +91,7 @@ class TrainingView:
             self.progress.update(self.task, total=total, completed=int(100 * (event.done or 0)))
 
     def _started(self, event: Started) -> None:
-        self.started, self.first = event, None
+        self.started, self.first, self.logged = event, None, None
         note(
             f"{_short(event.parameters)} parameters, a vocabulary of {event.vocabulary:,}; "
             f"{_short(event.train_tokens)} tokens to learn from, {_short(event.val_tokens)} held out; "
@@ -113,6 +115,10 @@ class TrainingView:
             left = seconds / steps * (begin.steps - event.step)
             speed = (event.tokens - self.first.tokens) / max(seconds, 1e-9)
             figures += f" · {_short(speed)} tokens/s · {_clock(left)} left"
+        if self.logged is not None:
+            figures += f" · gradient {self.logged.row.grad_norm:.2g}"
+            if self.logged.mfu is not None:
+                figures += f" · {self.logged.mfu:.0%} of peak"
         if self.task is not None:
             self.progress.update(self.task, completed=event.step, figures=figures)
         if not console.is_terminal and time.monotonic() - self.told > QUIET_SECONDS:
