@@ -56,7 +56,8 @@ ONLY_CHAT: list[dict[str, Any]] = [
     {"tools": [{"type": "function"}]},
 ]
 OTHERS: list[tuple[str, dict[str, Any]]] = [
-    *(("/v1/embeddings", {"input": x}) for x in ([], 7, [1, 2], ["a"] * 2049, None, "a " * 2000)),
+    *(("/v1/embeddings", {"input": x}) for x in ([], 7, [1, 10**9], [[]], ["a", 1], ["a"] * 2049, None)),
+    *(("/v1/embeddings", {"input": x}) for x in ("a " * 2000, [1] * 2000)),
     ("/v1/embeddings", {"input": "a", "dimensions": 7}),
     ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}),
     ("/tokenize", {}),

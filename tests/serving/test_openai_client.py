@@ -159,6 +159,11 @@ def test_embeddings(client: openai.OpenAI, model: LanguageModel) -> None:
     by_default = client.embeddings.create(model="tiny", input=texts[0])
     torch.testing.assert_close(torch.tensor(by_default.data[0].embedding), expected[0], atol=1e-5, rtol=1e-4)
     assert by_default.usage.prompt_tokens == len(model.tokenizer.encode(texts[0]))
+    tokens = [model.tokenizer.encode(text) for text in texts]
+    several = client.embeddings.create(model="tiny", input=tokens)
+    torch.testing.assert_close(torch.tensor([e.embedding for e in several.data]), expected, atol=1e-5, rtol=1e-4)
+    one = client.embeddings.create(model="tiny", input=tokens[1])
+    assert [e.embedding for e in one.data] == [several.data[1].embedding]
 
 
 def test_models(client: openai.OpenAI) -> None:

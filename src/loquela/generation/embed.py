@@ -20,7 +20,7 @@ __all__ = ["embed"]
 def embed(
     network: Network,
     tokenizer: Tokenizer,
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
     pooling: Pooling | None = None,
     *,
     truncate: bool = False,
@@ -28,12 +28,14 @@ def embed(
 ) -> Tensor:
     """Return one vector per text: (n, dim), or (n, modes · dim) for several modes of pooling.
 
+    A text may be given as token ids, read as they are: without `pooling.prompt` and with no special tokens added.
     Texts of like length are read side by side, `batch_tokens` at a time, padding included; padding changes nothing in
     a vector. A text longer than `pooling.max_length` or the context window raises `ContextWindowError`, or with
     `truncate` is cut at its end, as sentence-transformers does. An empty text without special tokens is a `DataError`.
     """
     pooling = pooling or Pooling()
-    rows = tokenizer.encode_batch([pooling.prompt + text for text in texts])
+    read = iter(tokenizer.encode_batch([pooling.prompt + text for text in texts if isinstance(text, str)]))
+    rows = [next(read) if isinstance(text, str) else list(text) for text in texts]
     longest = min(pooling.max_length or network.context_length, network.context_length)
     for i, row in enumerate(rows):
         if not row:

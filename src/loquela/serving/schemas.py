@@ -129,7 +129,12 @@ class EmbeddingRequest(Strict):
     """POST /v1/embeddings."""
 
     model: Name | None = None
-    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    input: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=2048)]
+        | Tokens
+        | Annotated[list[Tokens], Field(min_length=1, max_length=2048)]
+    ) = Field(description="A text, several, or token ids, which are read as they are.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = Field(
         None, description="Must be what the model has: vectors are not cut."

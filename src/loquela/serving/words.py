@@ -21,10 +21,13 @@ __all__ = ["detokenize", "embeddings", "tokenize"]
 async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> EmbeddingAnswer:
     """Return a vector for each text. Each text is read by itself, between two steps of those who write."""
     adapter = served.adapter(body.model)
-    texts = [body.input] if isinstance(body.input, str) else body.input
+    texts = _texts(body.input)
+    for text in texts:
+        if not isinstance(text, str):
+            served.check_ids(text)
     model, left = served.model, False
 
-    def one(text: str) -> list[float]:
+    def one(text: str | list[int]) -> list[float]:
         with served.wear(adapter):
             vector: list[float] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().tolist()
         return vector
@@ -44,7 +47,7 @@ async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) 
             param="dimensions",
             code="invalid_value",
         )
-    spent = sum([len(await served.encode(text)) for text in texts])
+    spent = sum([len(await served.encode(text) if isinstance(text, str) else text) for text in texts])
     return EmbeddingAnswer(
         model=served.name if adapter is None else adapter,
         data=[
@@ -53,6 +56,13 @@ async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) 
         ],
         usage=UsageAnswer(prompt_tokens=spent, total_tokens=spent),
     )
+
+
+def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Return the texts one by one: one text, several, the tokens of one, or those of several."""
+    if isinstance(given, str) or isinstance(given[0], int):
+        return [given]
+    return list(given)
 
 
 def _base64(vector: list[float]) -> str:
