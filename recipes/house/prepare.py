@@ -94,7 +94,7 @@ def words_rows(data: Path, work: Path) -> None:
         for story in some:
             own = sorted(set(re.findall(r"\b[a-z]+\b", story)) & known)
             if len(story) <= 800 and len(own) >= 3:
-                found.append({"prompt": words_prompt(rng.sample(own, 3)), "completion": story})
+                found.append({"prompt": words_prompt(rng.sample(own, 3)), "completion": f" {story}"})
         _write(work / f"{name}.jsonl", rng.sample(found, min(most, len(found))))
 
 
@@ -138,7 +138,7 @@ def content_words(texts: Sequence[str]) -> set[str]:
 
 def words_prompt(words: Iterable[str]) -> str:
     """Return what the adapter `words` reads before it tells a story."""
-    return f"Words: {', '.join(words)}\n\n"
+    return f"Words: {', '.join(words)}. Story:"
 
 
 def rows(file: Path) -> list[dict[str, str]]:
