@@ -55,17 +55,15 @@ def load(
     One `adapter` directory is worn by every call that says nothing else. Several, by name, are chosen at each call
     (`adapter="name"`), which wears none unless it says so. `dtype` is what is computed in: float32, float16, bfloat16
     or float64. `engine` is what generates (`loquela.engine.choosing`); `quantize` rounds the weights to int8 or int4,
-    for all that the model does then. Raises `CheckpointError` for a directory that is missing, half-written, damaged,
-    or made for another base.
+    for all that the model does then; what adapters add to them stays in float32. Raises `CheckpointError` for a
+    directory that is missing, half-written, damaged, or made for another base.
     """
     chosen = Engine(engine)
-    if quantize is not None and adapter is not None:
-        raise UsageError(f"weights of {quantize} cannot wear an adapter: merge it first (loquela merge)")
     loaded = load_model(directory, dtype=dtype, device=device)
     network = loaded.network
     for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
         network = open_adapter(network, loaded.tokenizer, place, name)
-    if quantize is None and adapter is None and engine != "torch":
+    if quantize is None and engine != "torch":
         quantize = stored_width(network, loaded.directory)
     if quantize is not None:
         network = quantised_network(network, quantize, engine)
@@ -217,7 +215,7 @@ class LanguageModel:
         for text, name in zip(prompts, each, strict=True):
             with wearing(self.network, name):
                 ids, cut = self.fit(text, chosen, truncate=truncate)
-                runs = self.engine.of(self.network, dressed=name is not None)
+                runs = self.engine.of(self.network)
                 for completion in choices(
                     runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked
                 ):
@@ -243,7 +241,7 @@ class LanguageModel:
         with wearing(self.network, worn):
             ids, _ = self.fit(prompt, chosen, truncate=truncate)
             asked = constraint(self.tokenizer, json_schema=json_schema, regex=regex, end_ids=self.end_ids)
-            runs = self.engine.of(self.network, dressed=worn is not None)
+            runs = self.engine.of(self.network)
             pieces = stream(runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked)
         return self._each_wearing(worn, pieces)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
+from loquela import peft
 from loquela.api import LanguageModel, load
 from loquela.checkpoint.store import save_model
 from loquela.engine import choosing
@@ -23,8 +25,19 @@ def test_auto_compiles_what_is_large_enough(llama: Network, monkeypatch: pytest.
     engine = Engine()
     assert isinstance(engine.of(llama), CompiledNetwork)
     assert engine.of(llama) is engine.of(llama)
-    assert engine.of(llama, dressed=True) is llama
-    assert "adapter" in (engine.note or "")
+
+
+def test_what_is_worn_is_compiled_where_the_engine_knows_it(llama: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "WORTH_IT", 1000)
+    engine, network = Engine(), copy.deepcopy(llama)
+    peft.attach(network, peft.config_for("lora"), "lora")
+    peft.attach(network, peft.config_for("selective", tune=["attention"]), "selective")
+    with peft.wearing(network, "lora"):
+        assert isinstance(engine.of(network), CompiledNetwork)
+    assert engine.note is None
+    with peft.wearing(network, "selective"):
+        assert engine.of(network) is network
+    assert "use the torch engine" in (engine.note or "")
 
 
 def test_auto_leaves_to_torch_what_the_engine_does_not_know(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +85,33 @@ def test_what_cannot_be(llama: Network, tokenizer: Tokenizer, tmp_path: Path) ->
         load(tmp_path / "model", engine="fast")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="need the compiled engine"):
         load(tmp_path / "model", engine="torch", quantize="int8")
-    with pytest.raises(UsageError, match="merge it first"):
-        load(tmp_path / "model", adapter="somewhere", quantize="int8")
+    dora = copy.deepcopy(llama)
+    peft.attach(dora, peft.config_for("lora", use_dora=True), "dora")
+    peft.save_adapter(dora, "dora", tmp_path / "dora")
+    with pytest.raises(UsageError, match=r"weights of int8 cannot wear .* DoRA .* merge it first"):
+        load(tmp_path / "model", adapter=tmp_path / "dora", quantize="int8")
     with pytest.raises(UsageError, match="cannot be saved"):
         LanguageModel(load(tmp_path / "model", quantize="int4").network, tokenizer).save(tmp_path / "other")
+
+
+def test_adapters_over_rounded_weights(llama: Network, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """From directories, chosen per call; the kept width of a directory is no other than the one asked for."""
+    save_model(llama, tokenizer, tmp_path / "model")
+    network = copy.deepcopy(llama)
+    for name, settings in (("a", {"r": 4}), ("b", {"r": 9, "target_modules": "all-linear"})):
+        peft.attach(network, peft.config_for("lora", init_lora_weights=False, **settings), name, seed=len(settings))
+        peft.save_adapter(network, name, tmp_path / name)
+    model = load(tmp_path / "model", {name: tmp_path / name for name in "ab"}, quantize="int8")
+    assert isinstance(model.network, CompiledNetwork)
+    assert model.adapters == ("a", "b")
+    near = load(tmp_path / "model", {name: tmp_path / name for name in "ab"})
+    ids = torch.arange(1, 20)
+    for name in (None, "a", "b"):
+        expected, found = near.logits(ids, adapter=name), model.logits(ids, adapter=name)
+        assert 0 < (expected - found).square().mean() < 0.1**2 * expected.square().mean()
+    texts = model.generate(["The cat"] * 3, adapter=[None, "a", "b"], temperature=0, max_new_tokens=12)
+    assert [t.text for t in texts] == [
+        model.generate("The cat", adapter=name, temperature=0, max_new_tokens=12).text for name in (None, "a", "b")
+    ]
+    assert len({t.text for t in texts}) == 3
+    assert load(tmp_path / "model", tmp_path / "a", quantize="int4").generate("The", max_new_tokens=3).text

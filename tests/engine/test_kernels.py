@@ -15,7 +15,7 @@ from loquela.engine import kernels, vectors
 from loquela.engine.cached import jit
 from loquela.engine.memory import address, aligned
 from loquela.engine.products import KINDS, multiply
-from loquela.engine.program import _ACTIVATIONS
+from loquela.engine.program import ACTIVATION_CODES
 from loquela.engine.quantize import GROUP, packed, quantised
 
 EXAMPLES = settings(max_examples=40)
@@ -140,7 +140,7 @@ def test_exp_to_two_units_in_the_last_place() -> None:
     assert not y[:16].any()
 
 
-ACTIVATIONS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {code: f for f, code in _ACTIVATIONS.items()}
+ACTIVATIONS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {code: f for f, code in ACTIVATION_CODES.items()}
 
 
 @pytest.mark.parametrize("kind", sorted(ACTIVATIONS))

@@ -85,7 +85,8 @@ def open_model(
     language_model = load(
         model, adapter=adapter, engine=engine.value, quantize=None if quantize is None else quantize.value
     )
-    runs = language_model.engine.of(language_model.network)
+    with language_model.wearing():
+        runs = language_model.engine.of(language_model.network)
     if language_model.engine.note:
         note(language_model.engine.note)
     elif runs is not language_model.network or quantize is not None:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from loquela.checkpoint.few_bits import bits_of
 from loquela.errors import UsageError
 from loquela.models.base import Network
+from loquela.peft.attaching import adapters
+from loquela.peft.wardrobe import wardrobe_of
 
 if TYPE_CHECKING:
-    from loquela.engine.decoder import Quantize
+    from loquela.engine.decoder import CompiledNetwork, Quantize
 
-__all__ = ["ENGINES", "Engine", "EngineName", "kernels_are_ready", "quantised_network", "stored_width"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineName",
+    "base_of",
+    "check_wearable",
+    "kernels_are_ready",
+    "quantised_network",
+    "stored_width",
+]
 
 EngineName = Literal["auto", "torch", "compiled"]
 ENGINES: tuple[EngineName, ...] = ("auto", "torch", "compiled")
@@ -26,7 +38,7 @@ class Engine:
     """Finds the network that generates, and compiles it when it is first asked for.
 
     `auto` compiles decoders of 20 million parameters and more that it knows, and leaves all else to torch; `compiled`
-    raises `UsageError` where it cannot. What wears an adapter runs in torch.
+    raises `UsageError` where it cannot. Where something is worn that the compiled form does not know, torch runs it.
     """
 
     def __init__(self, name: EngineName = "auto") -> None:
@@ -35,23 +47,25 @@ class Engine:
         self.name = name
         self.note: str | None = None
         """Why torch runs a network that one would expect to be compiled."""
-        self._made: Network | None = None
+        self._made: CompiledNetwork | None = None
         self._made_from: object = None
 
-    def of(self, network: Network, *, dressed: bool = False) -> Network:
-        """Return what runs `network`: itself, or its compiled form. `dressed`: whether it wears an adapter now."""
-        if self.name == "torch" or hasattr(type(network), "hidden_rows"):
+    def of(self, network: Network) -> Network:
+        """Return what runs `network` with what it wears now: itself, or its compiled form."""
+        if self.name == "torch" or compiled_already(network):
             return network
         if self.name == "auto" and not _worth_it(network):
             return network
-        if dressed:
-            self.note = "what wears an adapter runs in the torch engine"
-            return network
         if self._made_from != (now := _fingerprint(network)):
             self._made, self._made_from = self._make(network), now
-        return self._made or network
+        if self._made is None:
+            return network
+        if (reason := _refusal(self._made, _worn_names(network))) is not None:
+            self.note = reason
+            return network
+        return self._made
 
-    def _make(self, network: Network) -> Network | None:
+    def _make(self, network: Network) -> CompiledNetwork | None:
         from loquela.engine.decoder import compiled  # Numba takes most of a second to import
 
         try:
@@ -64,24 +78,54 @@ class Engine:
 
 
 def quantised_network(network: Network, quantize: Quantize, engine: EngineName = "auto") -> Network:
-    """Return a network of few bits in place of `network`; raises `UsageError` where the engine does not know it."""
+    """Return a network of few bits, with the same adapters, in place of `network`.
+
+    Raises `UsageError` where the engine does not know it, or one of its adapters.
+    """
     from loquela.engine.decoder import compiled
 
     if engine == "torch":
         raise UsageError(f"weights of {quantize} need the compiled engine, but the engine is torch")
-    return compiled(network, quantize=quantize)
+    made = compiled(network, quantize=quantize)
+    for name in adapters(network):
+        check_wearable(made, name)
+    return made
+
+
+def check_wearable(network: Network, name: str) -> None:
+    """Raise `UsageError` for an adapter on a network of few bits that the engine does not know: torch has no such."""
+    made: Any = network
+    if compiled_already(network) and made.quantize is not None and (reason := made.refusal(name)) is not None:
+        what = reason.partition(":")[0]
+        raise UsageError(f"weights of {made.quantize} cannot wear adapter {name!r}, since {what}: merge it first")
+
+
+def compiled_already(network: Network) -> bool:
+    """Whether a network is a compiled one."""
+    return hasattr(type(network), "hidden_rows")
+
+
+def base_of(network: Network) -> Network:
+    """Return the network that adapters are put on: that which a compiled one was made from, else itself."""
+    made: Any = network
+    return made.base if compiled_already(network) else network
 
 
 def stored_width(network: Network, directory: Path) -> Quantize | None:
-    """Return the width that a directory stores its matrices in, where the engine can run `network`; else None."""
+    """Return the width that a directory stores its matrices in, where the engine can run `network`; else None.
+
+    It must also know what is on the network.
+    """
     bits = bits_of(directory)
     if bits is None or network.kind != "decoder":
         return None
     from loquela.engine.decoder import compiled
 
     try:
-        compiled(network, threads=1)
+        made = compiled(network, threads=1)
     except UsageError:
+        return None
+    if _refusal(made, adapters(network)) is not None:
         return None
     return "int8" if bits == 8 else "int4"
 
@@ -97,6 +141,16 @@ def _worth_it(network: Network) -> bool:
     first = next(network.parameters())
     plain = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float16, torch.bfloat16)
     return network.kind == "decoder" and plain and network.parameter_count() >= WORTH_IT
+
+
+def _worn_names(network: Network) -> list[str]:
+    wardrobe = wardrobe_of(network)
+    worn = None if wardrobe is None or wardrobe.worn is None else wardrobe.worn.names
+    return [worn] if isinstance(worn, str) else [name for name in worn or () if name is not None]
+
+
+def _refusal(made: CompiledNetwork, names: Iterable[str]) -> str | None:
+    return next((reason for name in names if (reason := made.refusal(name)) is not None), None)
 
 
 def _fingerprint(network: Network) -> object:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from functools import cache as memoise
 from typing import Any
 
@@ -23,6 +24,7 @@ from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
 
 from loquela.engine import vectors as v
+from loquela.engine.adapting import add, lift, lower, scale
 from loquela.engine.attending import attend
 from loquela.engine.cached import callback, jit
 from loquela.engine.kernels import activate, embed, normalise, quantise_row, rotate_and_store
@@ -30,20 +32,27 @@ from loquela.engine.memory import address, aligned
 from loquela.engine.products import multiply
 from loquela.engine.simd import define
 
-__all__ = ["ACTIVATE", "ATTEND", "COLUMNS", "EMBED", "MULTIPLY", "NORM", "QUANTISE", "ROTATE", "Crew"]
+__all__ = [
+    "ACTIVATE", "ADD", "ATTEND", "COLUMNS", "EMBED", "LIFT", "LOWER", "MULTIPLY", "NORM", "QUANTISE", "ROTATE", "SCALE",
+    "Crew",
+]  # fmt: skip
 
-EMBED, NORM, QUANTISE, MULTIPLY, ROTATE, ATTEND, ACTIVATE = range(1, 8)
+EMBED, NORM, QUANTISE, MULTIPLY, ROTATE, ATTEND, ACTIVATE, LOWER, LIFT, SCALE, ADD = range(1, 12)
 COLUMNS = 16
 
 _RUN, _STOP = 0, 8  # words of the board
 _N, _FIRST, _LAST, _COUNTERS, _PIECES = range(16, 21)
 TOKENS, POSITIONS, PAGES, BLOCKS, N_BLOCKS, ANGLES, SCRATCH, SCRATCH_STRIDE = range(24, 32)
 """Words that a caller sets: addresses of each token's id, position and page table; of blocks (first token, count)."""
+SPANS, N_SPANS, LOW, LOW_STRIDE, VECTORS = range(32, 37)
+"""Of spans of tokens that wear one adapter (first token, count, table); of their thin rows; of vectors that are given
+in place of an embedding (an address for each token, 0 for none)."""
 _ASLEEP = 64  # one line of the cache per thread from here
 _LINE = 8
 _PATIENCE = 4000
 _BITS = 24  # of a counter: which piece; above them: which run
 
+_PARTS = 2  # of the columns that an adapter adds to
 _TARGET, _MOST = 32768, 262144  # bytes of weights in a piece: worth a claim, and within the second-level cache
 
 if os.name == "posix":
@@ -74,11 +83,32 @@ def _pieces(board, op, threads):
         return max(1, min(tiles, pieces))
     if threads == 1:
         return 1
+    if code in (LOWER, LIFT):
+        return max(1, board[N_SPANS] * v.get_i64(op + 16) * (_PARTS if code == LIFT else 1))
+    if code == SCALE:
+        return max(1, board[N_SPANS])
     if code == ATTEND:
         return min(v.get_i64(op + 32) * board[N_BLOCKS], 16 * threads)
     if code == ACTIVATE:
         return min(n * v.get_i64(op + 96), 8 * threads)
     return min(n, 8 * threads)
+
+
+@jit
+def _adapt(board, op, index, total):
+    """A piece of what adapters do: items are spans, by sites and parts of columns."""
+    code = op[0]
+    sites = 1 if code == SCALE else op[2]
+    parts = _PARTS if code == LIFT else 1
+    items = board[N_SPANS] * sites * parts
+    for item in range(items * index // total, items * (index + 1) // total):
+        span, site = board[SPANS] + item // (sites * parts) * 24, item // parts % sites
+        if code == LOWER:
+            lower(op, site, span, board[LOW], board[LOW_STRIDE], board[TOKENS], board[POSITIONS])
+        elif code == LIFT:
+            lift(op, site, span, board[LOW], board[LOW_STRIDE], item % parts, parts)
+        else:
+            scale(op, span)
 
 
 def _piece(board_at, op_at, index, total, me):
@@ -104,6 +134,8 @@ def _piece(board_at, op_at, index, total, me):
             width = ((op[13] + 63) // 64 + parts - 1) // parts * 64
             first = item % parts * width
             activate(op, item // parts, first, min(op[13], first + width))
+    elif code in (LOWER, LIFT, SCALE):
+        _adapt(board, op, index, total)
     else:
         for t in range(n * index // total, n * (index + 1) // total):
             position = v.get_i64(board[POSITIONS] + 8 * t)
@@ -112,7 +144,10 @@ def _piece(board_at, op_at, index, total, me):
             elif code == QUANTISE:
                 quantise_row(op[1] + t * op[2], op[3] + t * op[4], op[5], op[6], op[7], 0, op[6])
             elif code == EMBED:
-                embed(op, t, v.get_i64(board[TOKENS] + 8 * t), position)
+                given = v.get_i64(board[VECTORS] + 8 * t) if board[VECTORS] != 0 else 0
+                embed(op, t, v.get_i64(board[TOKENS] + 8 * t), position, given)
+            elif code == ADD:
+                add(op, t)
             elif code == ROTATE:
                 angles = v.get_i64(board[ANGLES] + 8 * op[15]) if op[15] >= 0 else 0
                 rotate_and_store(op, t, position, v.get_i64(board[PAGES] + 8 * t), angles)
@@ -205,18 +240,25 @@ def follow(board, base, ops, me, last, patience, piece):
 
 
 class Crew:
-    """A list of operations, the threads that run it, and the board by which they know what is to be done."""
+    """A list of up to `most` operations, the threads that run it, and the board by which they know what to do."""
 
-    def __init__(self, ops: npt.NDArray[np.int64], threads: int) -> None:
-        self.ops, self.threads, self.run_number = ops, threads, 0
+    def __init__(self, most: int, threads: int) -> None:
+        self.ops = np.zeros((most, COLUMNS), dtype=np.int64)
+        self.threads, self.run_number = threads, 0
         size = _ASLEEP + threads * _LINE
         self.board = aligned(8 * size).view(np.int64)
-        self._counters = aligned(128 * len(ops))
-        self._pieces = aligned(8 * len(ops))
+        self._counters = aligned(128 * most)
+        self._pieces = aligned(8 * most)
         self.board[_COUNTERS], self.board[_PIECES] = address(self._counters), address(self._pieces)
         self._wake = [threading.Semaphore(0) for _ in range(threads)]
         self._started = False
         self._finalizer = weakref.finalize(self, _stop, self.board, self._wake)
+
+    def load(self, ops: Sequence[Sequence[int]]) -> None:
+        """Take other operations, between two runs."""
+        self.ops[:] = 0
+        for row, op in zip(self.ops, ops, strict=False):
+            row[: len(op)] = op
 
     def run(self, first: int, last: int, n: int, arrays: dict[int, int]) -> None:
         """Run the operations from `first` to `last` for `n` rows; `arrays` are words of the board."""

@@ -12,7 +12,7 @@ import numpy as np
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
 
-__all__ = ["activate", "embed", "normalise", "quantise_row", "rotate_and_store"]
+__all__ = ["activate", "activation", "embed", "normalise", "quantise_row", "rotate_and_store"]
 
 ZERO, ONE, TWO, HALF = np.float32(0), np.float32(1), np.float32(2), np.float32(0.5)
 LEAST = np.float32(-np.inf)
@@ -43,8 +43,8 @@ def quantise_row(src, dst, width, padded, group, first, last):
 
 
 @jit
-def embed(op, t, token, position):
-    """Copy a token's vector, and add its position's where there is one."""
+def embed(op, t, token, position, given):
+    """Copy a token's vector, or the one at the address `given`, and add its position's where there is one."""
     table, kind, row_bytes, dim, dst, stride, places, place_bytes = (
         op[1],
         op[2],
@@ -57,7 +57,9 @@ def embed(op, t, token, position):
     )
     src, out = table + token * row_bytes, dst + t * stride
     for i in range(dim):
-        if kind == 0:
+        if given != 0:
+            x = v.get_f32(given + 4 * i)
+        elif kind == 0:
             x = v.get_f32(src + 4 * i)
         elif kind == 1:
             x = v.bits_to_float(v.get_u16(src + 2 * i) << 16)
@@ -204,7 +206,8 @@ def _erf(x):
 
 
 @jit
-def _activation(kind, x):
+def activation(kind, x):
+    """One of the engine's activations, by its number in `loquela.engine.program`."""
     zero, one, half = v.splat(ZERO), v.splat(ONE), v.splat(HALF)
     if kind == 0:  # silu
         return v.div(x, v.add(one, v.exp(v.sub(zero, x))))
@@ -227,7 +230,7 @@ def activate(op, t, first, last):
     kind, src, hidden, gated, dst = op[1], op[2] + t * op[3], op[4], op[5], op[6] + t * op[7]
     for i in range(first, min(last, hidden), 16):
         count = min(16, hidden - i)
-        y = _activation(kind, v.load_first(src + 4 * i, count))
+        y = activation(kind, v.load_first(src + 4 * i, count))
         if gated != 0:
             y = v.mul(y, v.load_first(src + 4 * (hidden + i), count))
         v.store_first(dst + 4 * i, y, count)

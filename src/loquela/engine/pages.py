@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,33 @@ from loquela.engine.memory import address, aligned
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
 
-__all__ = ["POSITIONS", "PagedCache", "Row"]
+__all__ = ["POSITIONS", "LayerPages", "PagedCache", "Row"]
 
 POSITIONS = 32
 """Positions of a page, which holds them for all layers."""
+
+
+@dataclass(frozen=True)
+class LayerPages:
+    """Where a page holds a layer: for each head 32 keys, by blocks of sixteen positions, then 32 values, padded."""
+
+    offset: int
+    kv_heads: int
+    width: int
+    padded: int
+    dtype: type[np.float32 | np.float16]
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of one head."""
+        return POSITIONS * (self.width + self.padded) * np.dtype(self.dtype).itemsize
 
 
 class Row:
     """The pages of one text. A page that another row may see too is copied before anything is written into it."""
 
     def __init__(self, page_bytes: int) -> None:
-        self.page_bytes, self.length = page_bytes, 0
+        self.page_bytes, self.length, self.virtual = page_bytes, 0, 0
         self.pages: list[npt.NDArray[np.uint8]] = []
         self.own: list[bool] = []
         self.addresses = np.zeros(8, dtype=np.int64)
@@ -49,9 +66,30 @@ class Row:
         """Return a row that holds the same and goes on by itself; the pages are shared until one of both writes."""
         other = Row(self.page_bytes)
         other.length, other.pages, other.addresses = self.length, list(self.pages), self.addresses.copy()
+        other.virtual = self.virtual
         self.own = [False] * len(self.pages)
         other.own = list(self.own)
         return other
+
+    def begin(self, virtual: Row | None) -> None:
+        """Start from a row of virtual positions, or from nothing; there must be nothing yet."""
+        other = Row(self.page_bytes) if virtual is None else virtual.fork()
+        self.length, self.pages, self.own, self.addresses = other.length, other.pages, other.own, other.addresses
+        self.virtual = self.length
+
+    def write(self, layer: LayerPages, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
+        """Put a layer's `keys` and `values` (key-value heads, positions, head_dim) into the first positions."""
+        for page, start in zip(self.pages, range(0, keys.shape[1], POSITIONS), strict=False):
+            part = slice(start, start + POSITIONS)
+            for head in range(layer.kv_heads):
+                at = layer.offset + head * layer.head_bytes
+                numbers = page[at : at + layer.head_bytes].view(layer.dtype)
+                k, v = keys[head, part], values[head, part]
+                blocks = numbers[: POSITIONS * layer.width].reshape(-1, layer.width, 16)
+                for block, first in zip(blocks, range(0, len(k), 16), strict=False):
+                    some = k[first : first + 16]
+                    block[:, : len(some)] = some.T
+                numbers[POSITIONS * layer.width :].reshape(POSITIONS, -1)[: len(v), : layer.width] = v
 
     def _put(self, index: int, page: npt.NDArray[np.uint8]) -> None:
         if index == len(self.addresses):
@@ -75,6 +113,11 @@ class PagedCache(Cache):
     def length(self) -> int:
         """Positions held so far."""
         return self.rows[0].length
+
+    @property
+    def virtual(self) -> int:  # type: ignore[override]
+        """How many of its first positions stand for no token."""
+        return self.rows[0].virtual
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` positions."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from loquela.engine.cached import jit
 from loquela.engine.tiles import dot_tile, packed_tile
 
-__all__ = ["KINDS", "multiply"]
+__all__ = ["KINDS", "multiply", "product"]
 
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}
 GROUP = 32
@@ -83,22 +83,19 @@ def _one_row(kind, w, w_s, x, x_s, k, y, y_s, b, r, r_s):
 
 @jit
 def multiply(op, n, first, last):
-    """Tiles from `first` to `last` of `x Wᵀ + bias + residual` for `n` rows.
+    """Tiles from `first` to `last` of `x Wᵀ + bias + residual` for `n` rows."""
+    product(
+        op[1], op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12], op[13], op[14],
+        n, first, last,
+    )  # fmt: skip
+
+
+@jit
+def product(kind, w, w_s, k, m, x, x_s, y, y_s, bias, bias_step, res, res_s, res_step, n, first, last):
+    """See `multiply`.
 
     A tile is sixteen rows of W. The tokens are the outer loop: the tiles of a call stay in the second-level cache.
     """
-    kind, w, w_s, k, m = op[1], op[2], op[3], op[4], op[5]
-    x, x_s, y, y_s, bias, bias_step, res, res_s, res_step = (
-        op[6],
-        op[7],
-        op[8],
-        op[9],
-        op[10],
-        op[11],
-        op[12],
-        op[13],
-        op[14],
-    )
     t = 0
     while t < n:
         step = _step(kind, n - t)

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from loquela.engine.crew import ACTIVATE, ATTEND, COLUMNS, EMBED, MULTIPLY, NORM, QUANTISE, ROTATE
+from loquela.engine import crew as code
+from loquela.engine.buffers import Buffer, Rounded
+from loquela.engine.crew import COLUMNS
 from loquela.engine.memory import Arena, address, aligned
-from loquela.engine.pages import POSITIONS
+from loquela.engine.pages import LayerPages
 from loquela.engine.products import KINDS
 from loquela.engine.quantize import GROUP, packed, quantised
 from loquela.errors import UsageError
 from loquela.layers.attention import MultiHeadAttention
-from loquela.layers.block import Block, PreNormBlock, SandwichBlock
-from loquela.layers.feedforward import ACTIVATIONS, FeedForward, GatedFeedForward
+from loquela.layers.feedforward import ACTIVATIONS
 from loquela.layers.norms import LayerNorm, RMSNorm
 
-__all__ = ["Buffer", "Program", "block", "kind_of", "unknown"]
+__all__ = ["ACTIVATION_CODES", "Program", "Site", "kind_of", "unknown"]
 
-_ACTIVATIONS: dict[Callable[[Tensor], Tensor], int] = {
+ACTIVATION_CODES: dict[Callable[[Tensor], Tensor], int] = {
     F.silu: 0,
     F.relu: 1,
     ACTIVATIONS["relu2"]: 2,
@@ -50,43 +51,19 @@ def unknown(what: str) -> UsageError:
     return UsageError(f"the compiled engine does not know {what}: use the torch engine")
 
 
-@dataclass
-class Buffer:
-    """Rows of float32, one per token of a call."""
+@dataclass(frozen=True)
+class Site:
+    """A place that an adapter can reach: what it adds to is `width` columns of a buffer, from `column` on."""
 
-    rows: int
+    number: int
+    group: int
+    """The number of the first of the sites that are done together, side by side."""
+    column: int
     width: int
-    array: Any = field(init=False)
-    stride: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stride = -(-self.width // 64) * 256
-        self.array = aligned(self.rows * self.stride)
-
-    @property
-    def address(self) -> int:
-        """Where the first row is."""
-        return address(self.array)
-
-
-@dataclass
-class _Rounded:
-    """The int8 form of a buffer: codes, scales and sums of each row; see `kernels.quantise_row`."""
-
-    rows: int
-    width: int
-    padded: int = field(init=False)
-    stride: int = field(init=False)
-    array: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.padded = -(-self.width // GROUP) * GROUP
-        self.stride = -(-(self.padded + self.padded // GROUP * 8) // 64) * 64
-        self.array = aligned(self.rows * self.stride)
-
-    @property
-    def address(self) -> int:
-        return address(self.array)
+    inputs: int
+    """Numbers of what it reads."""
+    scales: bool
+    """Whether nothing else reads that, so that it can be multiplied in place."""
 
 
 class Program:
@@ -94,7 +71,10 @@ class Program:
 
     def __init__(self, rows: int, quantize: str | None, half_cache: bool) -> None:
         self.rows, self.quantize, self.half = rows, quantize, half_cache
-        self.ops: list[list[int]] = []
+        self.ops: list[tuple[list[int], tuple[int, ...], bool]] = []
+        """Operations; sites; whether it is done only where an adapter reaches one of them, or only where none does."""
+        self.sites: dict[str, Site] = {}
+        self.layers: list[LayerPages] = []
         self.kept: list[Any] = []
         self.page_bytes = 0
         self.most_padded = 16
@@ -103,12 +83,10 @@ class Program:
         self._arena = Arena()
         self._zeros = self._keep(aligned(64))
 
-    def table(self) -> Any:
-        """The operations as the crew reads them."""
-        found = np.zeros((len(self.ops), COLUMNS), dtype=np.int64)
-        for row, op in zip(found, self.ops, strict=True):
-            row[: len(op)] = op
-        return found
+    def table(self, first: int, last: int, reached: frozenset[int] = frozenset()) -> list[list[int]]:
+        """The operations from `first` to `last` as the crew reads them, where adapters reach these sites."""
+        chosen = self.ops[first:last]
+        return [op for op, sites, when in chosen if any(site in reached for site in sites) == when]
 
     def buffer(self, name: str, width: int, rows: int | None = None) -> Buffer:
         """A buffer by its name and shape; the same for all layers."""
@@ -117,11 +95,11 @@ class Program:
             self._buffers[key] = Buffer(rows or self.rows, width)
         return self._buffers[key]  # type: ignore[no-any-return]
 
-    def rounded(self, of: Buffer) -> _Rounded:
+    def rounded(self, of: Buffer) -> Rounded:
         """The int8 form of buffers of this shape; used by the next product, then free."""
         key = ("rounded", of.width, of.rows)
         if key not in self._buffers:
-            self._buffers[key] = _Rounded(of.rows, of.width)
+            self._buffers[key] = Rounded(of.rows, of.width)
         return self._buffers[key]  # type: ignore[no-any-return]
 
     # -- operations
@@ -129,12 +107,16 @@ class Program:
     def embed(self, tokens: nn.Embedding, places: nn.Embedding | None, x: Buffer) -> None:
         """`x = tokens[id] (+ places[position])`."""
         table, kind = self._matrix(tokens.weight)
-        position_table, position_bytes = 0, 0
+        positions, bytes_each = 0, 0
         if places is not None:
             wide = self._keep(places.weight.detach().float().contiguous())
-            position_table, position_bytes = address(wide), wide.shape[1] * 4
+            positions, bytes_each = address(wide), wide.shape[1] * 4
         row_bytes = table.shape[1] * table.element_size()
-        self._add(EMBED, address(table), kind, row_bytes, x.width, x.address, x.stride, position_table, position_bytes)
+        self._add(code.EMBED, address(table), kind, row_bytes, x.width, x.address, x.stride, positions, bytes_each)
+        for lookup, (name, module) in enumerate((("token_embedding", tokens), ("position_embedding", places)), 1):
+            if module is not None:
+                sites = self._sites([(name, x.width, module.num_embeddings)], scales=False)
+                self._adapted(sites, x, x, lookup=lookup)
 
     def norm(self, norm: Any, x: Buffer, y: Buffer, *, rounds: bool, adds: bool = False) -> None:
         """`y = norm(x)`, or `y += norm(x)`; where it `rounds`, for a product of int8 as well."""
@@ -146,15 +128,47 @@ class Program:
             raise unknown(f"a norm of kind {kind_of(norm).__name__}")
         r = self.rounded(y) if rounds else None
         self._add(
-            NORM, x.address, x.stride, y.address, y.stride, x.width, self._vector(weight), self._vector(bias), centred,
-            _bits(eps), int(adds), *((r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)),
+            code.NORM, x.address, x.stride, y.address, y.stride, x.width, self._vector(weight), self._vector(bias),
+            centred, _bits(eps), int(adds), *((r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)),
         )  # fmt: skip
 
-    def linear(self, layers: Sequence[nn.Linear], x: Buffer, y: Buffer, *, bits: int, adds: bool = False) -> None:
-        """`y = [layer(x) for each]`, side by side, or `y += layer(x)`; 8 or 4 `bits`, or 0: as they are stored.
+    def linear(self, layers: dict[str, nn.Linear], x: Buffer, y: Buffer, *, bits: int) -> None:
+        """`y = [layer(x) for each]`, side by side; 8 or 4 `bits`, or 0: as they are stored. Layers are by name.
 
         With bits, the int8 form of `x` must be there.
         """
+        sites = self._sites([(name, layer.out_features, layer.in_features) for name, layer in layers.items()])
+        self._scaled(sites, x, bits)
+        self._product(self._stored([*layers.values()], bits), x, y)
+        self._adapted(sites, x, y)
+
+    def back(
+        self, name: str, layer: nn.Linear, x: Buffer, stream: Buffer, *, bits: int, read: Buffer, norm: Any = None
+    ) -> None:
+        """`stream += layer(x)`, the end of the half of a block that read `read`; a `norm` stands before the addition.
+
+        Where an adapter reaches the layer or the half, the addition comes after it.
+        """
+        into = self.buffer("into", stream.width)
+        own = self._sites([(name, layer.out_features, layer.in_features)])
+        half = self._sites([(name.rpartition(".")[0], stream.width, stream.width)], scales=False)
+        self._scaled(own, x, bits)
+        reached, stored = (own[0].number, half[0].number), self._stored([layer], bits)
+        if norm is None:
+            self._product(stored, x, stream, adds=True, sites=reached)
+            self._product(stored, x, into, sites=reached, when=True)
+        else:
+            self._product(stored, x, into)
+        self._adapted(own, x, into)
+        self._adapted(half, read, into)
+        if norm is None:
+            sum_ = code.ADD, into.address, into.stride, stream.address, stream.stride, stream.width
+            self._add(*sum_, sites=reached, when=True)
+        else:
+            self.norm(norm, into, stream, rounds=False, adds=True)
+
+    def _stored(self, layers: Sequence[nn.Linear], bits: int) -> tuple[list[tuple[int, ...]], int]:
+        """Matrices to be multiplied one after the other (kind, address, stride, columns, rows), and their bias."""
         for layer in layers:
             if kind_of(layer) is not nn.Linear:
                 raise unknown(f"a matrix of kind {kind_of(layer).__name__}")
@@ -170,38 +184,73 @@ class Program:
             array, tile, padded = packed([quantised(layer.weight, bits) for layer in layers], self._arena)
             self._keep(array)
             self.weight_bytes += array.nbytes
-            r = self.rounded(x)
-            self._product(KINDS[f"int{bits}"], address(array), tile, padded, sum(rows), r, y, 0, bias, adds)
-            return
-        start = 0
+            return [(KINDS[f"int{bits}"], address(array), tile, padded, sum(rows))], bias
+        found: list[tuple[int, ...]] = []
         for layer in layers:
             weight, kind = self._matrix(layer.weight)
             self.weight_bytes += weight.numel() * weight.element_size()
-            stride = weight.shape[1] * weight.element_size()
-            self._product(kind, address(weight), stride, weight.shape[1], len(weight), x, y, start, bias, adds)
-            start += len(weight)
+            found.append((kind, address(weight), weight.shape[1] * weight.element_size(), weight.shape[1], len(weight)))
+        return found, bias
 
     def _product(
-        self, kind: int, w: int, w_s: int, k: int, m: int, x: Any, y: Buffer, start: int, bias: int, adds: bool
+        self,
+        stored: tuple[list[tuple[int, ...]], int],
+        x: Buffer,
+        y: Buffer,
+        *,
+        adds: bool = False,
+        sites: tuple[int, ...] = (),
+        when: bool = False,
     ) -> None:
-        out = y.address + 4 * start
-        b = (bias + 4 * start, 4) if bias else (self._zeros_at, 0)
-        res = (out, y.stride, 4) if adds else (self._zeros_at, 0, 0)
-        self._add(MULTIPLY, kind, w, w_s, k, m, x.address, x.stride, out, y.stride, *b, *res)
+        start, bias = 0, stored[1]
+        for kind, w, w_s, k, m in stored[0]:
+            given: Any = self.rounded(x) if kind >= KINDS["int8"] else x
+            out = y.address + 4 * start
+            b = (bias + 4 * start, 4) if bias else (self._zeros_at, 0)
+            res = (out, y.stride, 4) if adds else (self._zeros_at, 0, 0)
+            op = code.MULTIPLY, kind, w, w_s, k, m, given.address, given.stride, out, y.stride, *b, *res
+            self._add(*op, sites=sites, when=when)
+            start += m
+
+    # -- adapters
+
+    def _sites(self, places: Sequence[tuple[str, int, int]], *, scales: bool = True) -> list[Site]:
+        """Number places (name, width of the output, of the input) whose outputs stand side by side."""
+        group, column, found = len(self.sites), 0, []
+        for name, width, inputs in places:
+            self.sites[name] = Site(len(self.sites), group, column, width, inputs, scales and len(places) == 1)
+            found.append(self.sites[name])
+            column += width
+        return found
+
+    def _scaled(self, sites: list[Site], x: Buffer, bits: int) -> None:
+        if len(sites) == 1:
+            r = self.rounded(x) if bits else None
+            rounding = (r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)
+            op = code.SCALE, sites[0].number, x.address, x.stride, x.width, *rounding
+            self._add(*op, sites=(sites[0].number,), when=True)
+
+    def _adapted(self, sites: list[Site], x: Buffer, y: Buffer, *, lookup: int = 0) -> None:
+        """What adapters add at `sites`, which read `x` and give `y`; `lookup` 1: the token's id, 2: its position."""
+        numbers = tuple(site.number for site in sites)
+        for which in (code.LOWER, code.LIFT):
+            op = which, numbers[0], len(numbers), x.address, x.stride, y.address, y.stride, lookup, self._zeros_at
+            self._add(*op, sites=numbers, when=True)
 
     def round(self, x: Buffer) -> None:
         """Make the int8 form of `x`."""
         r = self.rounded(x)
-        self._add(QUANTISE, x.address, x.stride, r.address, r.stride, x.width, r.padded, GROUP)
+        self._add(code.QUANTISE, x.address, x.stride, r.address, r.stride, x.width, r.padded, GROUP)
 
     def attention(
         self, layer: MultiHeadAttention, qkv: Buffer, y: Buffer, *, turned: int, slot: int, window: int | None
     ) -> None:
         """Rotate, store, attend. `turned` dimensions of a head are rotated, by the angles in `slot`."""
-        width, size = layer.head_dim, 2 if self.half else 4
-        padded = -(-width // 16) * 16
-        head_bytes = POSITIONS * (width + padded) * size
-        offset, self.page_bytes = self.page_bytes, self.page_bytes + layer.kv_heads * head_bytes
+        width, padded, offset = layer.head_dim, -(-layer.head_dim // 16) * 16, self.page_bytes
+        pages = LayerPages(offset, layer.kv_heads, width, padded, np.float16 if self.half else np.float32)
+        head_bytes = pages.head_bytes
+        self.page_bytes += layer.kv_heads * head_bytes
+        self.layers.append(pages)
         self.most_padded = max(self.most_padded, padded)
         norms = []
         for norm in (layer.q_norm, layer.k_norm):
@@ -211,31 +260,31 @@ class Program:
         eps = layer.q_norm.eps if isinstance(layer.q_norm, RMSNorm) else 0.0
         scale = width**-0.5 if layer.scale is None else layer.scale
         self._add(
-            ROTATE, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, turned, _bits(scale), *norms,
+            code.ROTATE, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, turned, _bits(scale), *norms,
             _bits(eps), offset, head_bytes, int(self.half), padded, slot,
         )  # fmt: skip
         self._add(
-            ATTEND, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, window or 0, offset, head_bytes,
+            code.ATTEND, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, window or 0, offset, head_bytes,
             int(self.half), y.address, y.stride, padded,
         )  # fmt: skip
 
     def activate(self, activation: Callable[[Tensor], Tensor], gated: bool, x: Buffer, y: Buffer, rounds: bool) -> None:
         """`y = activation(gate) ⊙ up` of `x = [gate, up]`, or `y = activation(x)`."""
-        kind = _ACTIVATIONS.get(activation)
+        kind = ACTIVATION_CODES.get(activation)
         if kind is None:
             raise unknown(f"the activation {getattr(activation, '__name__', activation)}")
         r = self.rounded(y) if rounds else None
         parts = max(1, y.width // 1024)
         self._add(
-            ACTIVATE, kind, x.address, x.stride, y.width, int(gated), y.address, y.stride,
+            code.ACTIVATE, kind, x.address, x.stride, y.width, int(gated), y.address, y.stride,
             *((r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)), parts, r.padded if r else y.width,
         )  # fmt: skip
 
     # -- what they point to
 
-    def _add(self, *op: int) -> None:
+    def _add(self, *op: int, sites: tuple[int, ...] = (), when: bool = False) -> None:
         assert len(op) <= COLUMNS
-        self.ops.append(list(op))
+        self.ops.append(([*op], sites, when))
 
     def _keep(self, thing: Any) -> Any:
         self.kept.append(thing)
@@ -256,40 +305,3 @@ class Program:
 
 def _bits(value: float) -> int:
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
-
-
-def block(
-    program: Program, layer: nn.Module, x: Buffer, *, turned: int, slot: int, window: int | None, bits: int
-) -> None:
-    """Append one layer of a decoder: `x` is the residual stream."""
-    if kind_of(layer) not in (PreNormBlock, SandwichBlock) or not isinstance(layer, Block) or layer.cross is not None:
-        raise unknown(f"a block of kind {kind_of(layer).__name__}")
-    attention, feedforward = cast(Any, layer.attention), cast(Any, layer.feedforward)
-    if kind_of(attention) is not MultiHeadAttention:
-        raise unknown(f"an attention of kind {kind_of(attention).__name__}")
-    gated = kind_of(feedforward) is GatedFeedForward
-    if not gated and kind_of(feedforward) is not FeedForward:
-        raise unknown(f"a feed-forward of kind {kind_of(feedforward).__name__}")
-    rounds = bits != 0
-    normed = program.buffer("normed", x.width)
-    qkv = program.buffer("qkv", sum(attention.splits))
-    seen = program.buffer("seen", attention.splits[0])
-    projections = [attention.qkv_proj] if attention.fused else [attention.q_proj, attention.k_proj, attention.v_proj]
-    into = program.buffer("into", x.width) if isinstance(layer, SandwichBlock) else x
-    hidden = feedforward.down_proj.in_features
-    wide, narrow = program.buffer("wide", hidden * (2 if gated else 1)), program.buffer("narrow", hidden)
-    program.norm(layer.attention_norm, x, normed, rounds=rounds)
-    program.linear(projections, normed, qkv, bits=bits)
-    program.attention(attention, qkv, seen, turned=turned, slot=slot, window=window)
-    if rounds:
-        program.round(seen)
-    program.linear([attention.o_proj], seen, into, bits=bits, adds=into is x)
-    if isinstance(layer, SandwichBlock):
-        program.norm(layer.after_attention_norm, into, x, rounds=False, adds=True)
-    program.norm(layer.feedforward_norm, x, normed, rounds=rounds)
-    up = [feedforward.gate_proj, feedforward.up_proj] if gated else [feedforward.up_proj]
-    program.linear(up, normed, wide, bits=bits)
-    program.activate(feedforward.activation, gated, wide, narrow, rounds)
-    program.linear([feedforward.down_proj], narrow, into, bits=bits, adds=into is x)
-    if isinstance(layer, SandwichBlock):
-        program.norm(layer.after_feedforward_norm, into, x, rounds=False, adds=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from loquela.models.base import Network
 
 __all__ = ["Rows", "Wear"]
 
+T = TypeVar("T")
 Wear = Callable[[str | None], AbstractContextManager[object]]
 """Lets the network wear an adapter (None: none) for as long as the context lasts."""
 
@@ -24,32 +25,49 @@ Wear = Callable[[str | None], AbstractContextManager[object]]
 class _Together(Protocol):
     """A network that takes many rows at once and promises each what it would get alone."""
 
-    def hidden_rows(self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache]) -> list[Tensor]: ...
+    def hidden_rows(
+        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache], adapters: Sequence[str | None]
+    ) -> list[Tensor]: ...
 
-    def logits_rows(self, hidden: Tensor) -> Iterable[Any]: ...
+    def logits_rows(self, hidden: Tensor, adapters: Sequence[str | None]) -> Iterable[Any]: ...
+
+    def refusal(self, adapter: str) -> str | None: ...
 
 
 class Rows:
     """Runs rows of tokens, each after its own cache, with its own adapter.
 
-    A `compiled` form of the network (`loquela.engine.decoder`) reads its weights once for all rows; it runs those that
-    wear nothing. PyTorch's products give other bits for other shapes, so there each row is computed by itself.
+    A `compiled` form of the network (`loquela.engine.decoder`) reads its weights once for all rows, whatever each of
+    them wears. PyTorch's products give other bits for other shapes, so what that form does not know (`refusal`) is
+    computed by the network itself, row by row.
     """
 
     def __init__(self, network: Network, wear: Wear | None = None, compiled: Network | None = None) -> None:
         self.network = network
         self._wear = wear or (lambda name: nullcontext())
-        self._compiled = compiled
+        whole = compiled if compiled is not None else network
+        self._together = cast(_Together, whole) if hasattr(type(whole), "hidden_rows") else None
         self._device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        self._alone: dict[str, str] = {}
 
     def window(self, adapter: str | None) -> int:
         """Return the context window that an adapter leaves: a soft prompt takes up a part of it."""
         with self._wear(adapter):
             return self.network.context_length
 
+    def know(self, adapter: str | None) -> str | None:
+        """Take note of an adapter that was put on the network; return why its rows are computed one by one, if so."""
+        if adapter is None:
+            return None
+        self._alone.pop(adapter, None)
+        reason = None if self._together is None else self._together.refusal(adapter)
+        if reason is not None:
+            self._alone[adapter] = reason
+        return reason
+
     def start(self, prompt: Sequence[int], adapter: str | None) -> tuple[Cache, list[int]]:
         """Return a cache, and the first tokens to read; see `Network.start`."""
-        network = self._of(adapter)
+        network = cast(Network, self._together) if self._is_together(adapter) else self.network
         with evaluating(network), self._wear(adapter):
             cache, first = network.start(torch.tensor([prompt], device=self._device))
         return cache, first[0].tolist()
@@ -58,40 +76,51 @@ class Rows:
         self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache], adapters: Sequence[str | None]
     ) -> list[Tensor]:
         """Return the hidden states (new, dim) of each row's `tokens`, and extend its cache."""
-        found: list[Tensor] = [torch.empty(0)] * len(tokens)
-        for name in dict.fromkeys(adapters):
-            rows = [row for row, worn in enumerate(adapters) if worn == name]
-            with evaluating(self.network), self._wear(name):
-                if (together := self._together(name)) is not None:
-                    hidden = together.hidden_rows([tokens[row] for row in rows], [caches[row] for row in rows])
-                else:
-                    hidden = [self._alone(tokens[row], caches[row]) for row in rows]
-            for row, states in zip(rows, hidden, strict=True):
-                found[row] = states
-        return found
+
+        def together(rows: list[int]) -> Iterable[Tensor]:
+            assert self._together is not None
+            return self._together.hidden_rows(
+                [tokens[row] for row in rows], [caches[row] for row in rows], [adapters[row] for row in rows]
+            )
+
+        def alone(row: int) -> Tensor:
+            ids = torch.tensor([tokens[row]], device=self._device)
+            return self.network.hidden(ids, cache=caches[row])[0]
+
+        return self._each(adapters, together, alone)
 
     def logits(self, hidden: Sequence[Tensor], adapters: Sequence[str | None]) -> list[Logits]:
         """Return the logits (vocab,) of each hidden state (dim,)."""
-        found: list[Logits] = [np.empty(0)] * len(hidden)
-        for name in dict.fromkeys(adapters):
-            rows = [row for row, worn in enumerate(adapters) if worn == name]
+
+        def together(rows: list[int]) -> Iterable[Logits]:
+            assert self._together is not None
+            states = torch.stack([hidden[row] for row in rows])
+            several = self._together.logits_rows(states, [adapters[row] for row in rows])
+            return [np.asarray(row, dtype=np.float64) for row in several]
+
+        def alone(row: int) -> Logits:
+            values: Logits = self.network.head(hidden[row]).double().cpu().numpy()
+            return values
+
+        return self._each(adapters, together, alone)
+
+    def _each(
+        self,
+        adapters: Sequence[str | None],
+        together: Callable[[list[int]], Iterable[T]],
+        alone: Callable[[int], T],
+    ) -> list[T]:
+        """Compute all rows: those that can be at once, the others by adapter."""
+        found: dict[int, T] = {}
+        rows = [row for row, name in enumerate(adapters) if self._is_together(name)]
+        if rows:
+            with evaluating(self.network):
+                found.update(zip(rows, together(rows), strict=True))
+        left = [row for row in range(len(adapters)) if row not in found]
+        for name in dict.fromkeys(adapters[row] for row in left):
             with evaluating(self.network), self._wear(name):
-                if (together := self._together(name)) is not None:
-                    several = together.logits_rows(torch.stack([hidden[row] for row in rows]))
-                    logits = [np.asarray(row, dtype=np.float64) for row in several]
-                else:
-                    logits = [self.network.head(hidden[row]).double().cpu().numpy() for row in rows]
-            for row, values in zip(rows, logits, strict=True):
-                found[row] = values
-        return found
+                found.update((row, alone(row)) for row in left if adapters[row] == name)
+        return [found[row] for row in range(len(adapters))]
 
-    def _of(self, adapter: str | None) -> Network:
-        return self._compiled if adapter is None and self._compiled is not None else self.network
-
-    def _together(self, adapter: str | None) -> _Together | None:
-        """The network of those who wear `adapter`, if it takes many rows at once."""
-        network = self._of(adapter)
-        return cast(_Together, network) if hasattr(type(network), "hidden_rows") else None
-
-    def _alone(self, tokens: Sequence[int], cache: Cache) -> Tensor:
-        return self.network.hidden(torch.tensor([tokens], device=self._device), cache=cache)[0]
+    def _is_together(self, adapter: str | None) -> bool:
+        return self._together is not None and (adapter is None or adapter not in self._alone)

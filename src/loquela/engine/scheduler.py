@@ -95,9 +95,13 @@ class Scheduler:
             self._wake.notify()
         return future
 
-    def know(self, adapter: str | None) -> None:
-        """Let requests wear an adapter that the network has. To be run by `call`, or before any request."""
+    def know(self, adapter: str | None) -> str | None:
+        """Let requests wear an adapter that the network has. To be run by `call`, or before any request.
+
+        Returns why its rows cannot be computed together with the others, if so.
+        """
         self._terms.windows[adapter] = self._rows.window(adapter)
+        return self._rows.know(adapter)
 
     def window(self, adapter: str | None) -> int:
         """Return the context window under an adapter."""

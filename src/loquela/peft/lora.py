@@ -124,10 +124,14 @@ class LoRA(Part):
         wide = torch.addmm(y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1]), self.b.t(), alpha=self.scaling)
         return wide.view_as(y)
 
-    def _with_lengths(self, layer: Any, h: Tensor, y: Tensor) -> Tensor:
+    def share(self, layer: Any) -> Tensor:
+        """With DoRA, what the rows of W + s B A are multiplied by to have their lengths (out,)."""
         assert self.magnitude is not None
+        return self.magnitude / self._lengths(layer.weight)
+
+    def _with_lengths(self, layer: Any, h: Tensor, y: Tensor) -> Tensor:
         bias: Tensor | None = layer.bias
-        share = self.magnitude / self._lengths(layer.weight)
+        share = self.share(layer)
         plain = y if bias is None else y - bias
         added = (share - 1) * plain + share * self.scaling * F.linear(h, self.b)
         return y + added.to(y.dtype)

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from loquela import peft
 from loquela.api import LanguageModel, load
-from loquela.engine.choosing import Engine, EngineName
+from loquela.engine.choosing import Engine, EngineName, base_of, check_wearable
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
 from loquela.errors import CheckpointError, TokenizerError, UsageError
@@ -26,7 +26,7 @@ from loquela.prompting.budget import fit
 from loquela.serving.answers import ModelCard
 from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_marks
-from loquela.serving.observe import Metrics
+from loquela.serving.observe import LOG, Metrics
 from loquela.serving.options import Options
 from loquela.serving.schemas import Writing
 
@@ -57,7 +57,7 @@ class Served:
             network, model.tokenizer, limits, wear=self.wear, compiled=None if runs is network else runs
         )
         for name in self.adapters:
-            self.scheduler.know(name)
+            self._know(name)
         self.metrics.watch(self.scheduler.state)
 
     def close(self, seconds: float = 0.0) -> None:
@@ -104,7 +104,7 @@ class Served:
 
         def put_on() -> None:
             self._put_on(name, directory)
-            self.scheduler.know(name)
+            self._know(name)
 
         try:
             await self.run(put_on)
@@ -118,7 +118,7 @@ class Served:
 
         def take_off() -> None:
             self.scheduler.forget(name)
-            peft.detach(self.model.network, name)
+            peft.detach(base_of(self.model.network), name)
             del self.adapters[name]
             self._templates.pop(name, None)
 
@@ -127,15 +127,22 @@ class Served:
     def _put_on(self, name: str, directory: Path) -> None:
         if name == self.name or name in self.adapters:
             raise UsageError(f"adapters and model must have different names, but {name!r} is there twice")
-        if self.options.quantize is not None:
-            raise UsageError(
-                f"weights of {self.options.quantize} cannot wear an adapter: merge it first (loquela merge)"
-            )
-        peft.load_adapter(self.model.network, directory, name)
+        base = base_of(self.model.network)
+        peft.load_adapter(base, directory, name)
+        try:
+            check_wearable(self.model.network, name)
+        except UsageError:
+            peft.detach(base, name)
+            raise
         own = directory / "chat_template.jinja"
         if own.is_file():
             self._templates[name] = own.read_text(encoding="utf-8")
         self.adapters[name] = directory
+
+    def _know(self, name: str) -> None:
+        reason = self.scheduler.know(name)
+        if reason is not None:
+            LOG.warning("adapter one by one", extra={"fields": {"adapter": name, "reason": reason}})
 
     # -- work
 

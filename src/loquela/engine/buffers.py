@@ -1,0 +1,51 @@
+"""Rows of numbers that operations pass on, one for each token of a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from loquela.engine.memory import address, aligned
+from loquela.engine.quantize import GROUP
+
+__all__ = ["Buffer", "Rounded"]
+
+
+@dataclass
+class Buffer:
+    """Rows of float32, one per token of a call."""
+
+    rows: int
+    width: int
+    array: Any = field(init=False)
+    stride: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stride = -(-self.width // 64) * 256
+        self.array = aligned(self.rows * self.stride)
+
+    @property
+    def address(self) -> int:
+        """Where the first row is."""
+        return address(self.array)
+
+
+@dataclass
+class Rounded:
+    """The int8 form of a buffer: codes, scales and sums of each row; see `kernels.quantise_row`."""
+
+    rows: int
+    width: int
+    padded: int = field(init=False)
+    stride: int = field(init=False)
+    array: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.padded = -(-self.width // GROUP) * GROUP
+        self.stride = -(-(self.padded + self.padded // GROUP * 8) // 64) * 64
+        self.array = aligned(self.rows * self.stride)
+
+    @property
+    def address(self) -> int:
+        """Where the first row is."""
+        return address(self.array)

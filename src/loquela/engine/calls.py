@@ -1,0 +1,121 @@
+"""What a call of the compiled network tells the crew: where each token belongs, and who wears what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from loquela.engine import crew as board
+from loquela.engine.memory import address
+from loquela.engine.outfits import Outfit
+from loquela.engine.pages import Row
+from loquela.errors import ContextWindowError, UsageError
+
+__all__ = ["CHUNK", "Call", "check_ids", "check_room", "spans"]
+
+CHUNK = 256
+"""Tokens that go through the layers together."""
+_BLOCK = 8  # tokens of one request that attend together
+_SPAN = 32  # tokens of one adapter that are done together
+
+
+def check_ids(tokens: Sequence[Sequence[int]], vocab_size: int) -> None:
+    """Raise `UsageError` for token ids that the network does not have."""
+    low, high = min((min(new) for new in tokens if new), default=0), max((max(new) for new in tokens if new), default=0)
+    if low < 0 or high >= vocab_size:
+        raise UsageError(f"token ids must be from 0 to {vocab_size - 1}, but are {low} to {high}")
+
+
+def check_room(
+    tokens: Sequence[Sequence[int]], rows: Sequence[Row], outfits: Sequence[Outfit | None], window: int
+) -> int:
+    """Return how far the rows reach with new `tokens`; raises an error where what they wear does not go with that."""
+    furthest = 0
+    for new, row, outfit in zip(tokens, rows, outfits, strict=True):
+        virtual, end = 0 if outfit is None else outfit.virtual, row.length + len(new)
+        if row.length and row.virtual != virtual:
+            raise UsageError(
+                f"a cache must go on with the {virtual} virtual positions that its row wears, but was begun with "
+                f"{row.virtual}"
+            )
+        if virtual and end > window:
+            raise ContextWindowError(
+                f"{end - virtual} tokens must fit the {window - virtual} that {virtual} virtual ones leave of the "
+                "context window, but do not: shorten the text"
+            )
+        furthest = max(furthest, end)
+    return furthest
+
+
+def spans(lengths: Sequence[int], outfits: Sequence[Outfit | None], first: int, last: int) -> npt.NDArray[np.int64]:
+    """Return the spans (first token, count, address of the records) among the tokens from `first` to `last`.
+
+    Each of the texts, of `lengths` tokens, wears one of the `outfits`, or None.
+    """
+    joined: list[tuple[int, int, Outfit]] = []
+    at = 0
+    for length, outfit in zip(lengths, outfits, strict=True):
+        if outfit is not None:
+            start = joined.pop()[0] if joined and joined[-1][1] == at and joined[-1][2] is outfit else at
+            joined.append((start, at + length, outfit))
+        at += length
+    found = [
+        (start - first, min(start + _SPAN, end, last) - start, outfit.address)
+        for begin, end, outfit in joined
+        for start in range(max(begin, first), min(end, last), _SPAN)
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 3)
+
+
+class Call:
+    """Tokens of several texts, the new ones of each after what its row holds; the rows are made longer by them."""
+
+    def __init__(
+        self,
+        tokens: Sequence[Sequence[int]],
+        rows: Sequence[Row],
+        outfits: Sequence[Outfit | None],
+        vectors: Tensor | None = None,
+    ) -> None:
+        self.lengths, self._outfits = [len(new) for new in tokens], outfits
+        self._ids = np.array([token for row in tokens for token in row], dtype=np.int64)
+        self._kept = vectors
+        self._vectors: npt.NDArray[np.int64] | None = None
+        if vectors is not None:
+            self._vectors = address(vectors) + np.arange(len(vectors), dtype=np.int64) * vectors.shape[1] * 4
+        places: list[int] = []
+        pages: list[int] = []
+        self._blocks: list[tuple[int, int]] = []
+        for new, row in zip(tokens, rows, strict=True):
+            start, at, count = row.length, len(places), len(new)
+            row.grow(count)
+            places += range(start, start + count)
+            # a block lies within one chunk of the call
+            edges = sorted({*range(at, at + count, _BLOCK), *range(-(-at // CHUNK) * CHUNK, at + count, CHUNK)})
+            self._blocks += [(a, b - a) for a, b in zip(edges, [*edges[1:], at + count], strict=True)]
+            pages += [row.addresses.ctypes.data] * count
+        self._positions, self._pages = np.array(places, dtype=np.int64), np.array(pages, dtype=np.int64)
+
+    def chunks(self) -> Iterator[tuple[int, int, dict[int, int]]]:
+        """Yield for each chunk its first token, how many they are, and the words of the board."""
+        for start in range(0, len(self._ids), CHUNK):
+            n = min(CHUNK, len(self._ids) - start)
+            blocks = np.array([(a - start, b) for a, b in self._blocks if start <= a < start + n], dtype=np.int64)
+            worn = spans(self.lengths, self._outfits, start, start + n)
+            yield (
+                start,
+                n,
+                {
+                    board.TOKENS: address(self._ids[start:]),
+                    board.POSITIONS: address(self._positions[start:]),
+                    board.PAGES: address(self._pages[start:]),
+                    board.BLOCKS: address(blocks),
+                    board.N_BLOCKS: len(blocks),
+                    board.SPANS: address(worn),
+                    board.N_SPANS: len(worn),
+                    board.VECTORS: 0 if self._vectors is None else address(self._vectors[start:]),
+                },
+            )

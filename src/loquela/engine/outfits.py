@@ -1,0 +1,239 @@
+"""Adapters as the kernels read them (`loquela.engine.adapting`): made ready when they are first worn.
+
+A record, the columns of one site: rank (0: no thin matrices), address of A (rank, inputs), inputs, of the bias behind
+it (0: none), number of the activation (-1: none), whether A reads what the site gives and not what it reads, offset of
+h within a row of thin numbers, address of B by tiles (of sixteen outputs: rank after rank), outputs, offset of the
+outputs within a row, addresses of scale and shift, of the factor of what the site reads (0: none of each).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from loquela.engine.adapting import RECORD
+from loquela.engine.memory import address
+from loquela.engine.pages import Row
+from loquela.engine.program import ACTIVATION_CODES, Site, unknown
+from loquela.errors import UsageError
+from loquela.layers.feedforward import ACTIVATIONS
+from loquela.models.base import Network
+from loquela.peft.adapter import Bottleneck
+from loquela.peft.base import Adapter, Part
+from loquela.peft.ia3 import IA3
+from loquela.peft.lora import EmbeddingLoRA, LoRA
+from loquela.peft.prompt import SoftPrompt
+from loquela.peft.wardrobe import Wardrobe, wardrobe_of
+
+__all__ = ["Closet", "Outfit", "without_weights"]
+
+
+@dataclass
+class Outfit:
+    """One adapter: a record for each site. `row` holds what its virtual positions became, once that is known."""
+
+    adapter: Adapter
+    table: npt.NDArray[np.int64]
+    state: object
+    """Another one when the adapter's values are others, or may be."""
+    reached: set[int] = field(default_factory=set)
+    low: int = 0
+    """Numbers that a row of h has."""
+    row: Row | None = None
+    kept: list[Tensor] = field(default_factory=list)
+
+    @property
+    def address(self) -> int:
+        """Where the records are."""
+        return self.table.ctypes.data
+
+    @property
+    def virtual(self) -> int:
+        """How many positions stand before the text."""
+        return 0 if self.adapter.virtual is None else self.adapter.virtual.length
+
+    def vectors(self) -> Tensor | None:
+        """What stands before the text as embeddings (positions, dim); None for keys and values."""
+        part = self.adapter.virtual
+        return part.vectors().detach().float().contiguous() if isinstance(part, SoftPrompt) else None
+
+    @torch.no_grad()
+    def keys_values(self, network: Network) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Each layer's keys and values (key-value heads, positions, head_dim) before the text."""
+        assert self.adapter.virtual is not None
+        layers = self.adapter.virtual.became(network).layers
+        return [tuple(x[0].float().numpy() for x in layer.held()) for layer in layers]  # type: ignore[misc]
+
+    def at(self, values: Tensor | None) -> int:
+        """Keep values in float32, as they are if they are; return where."""
+        if values is None:
+            return 0
+        self.kept.append(values.detach().float().contiguous())
+        return address(self.kept[-1])
+
+
+@dataclass
+class _Terms:
+    """What a part adds: `y = scale ⊙ y + shift + B activation(A z + bias)`, or `x = factor ⊙ x` before."""
+
+    a: Tensor | None = None
+    b: Tensor | None = None
+    bias: Tensor | None = None
+    activation: int = -1
+    own: bool = False
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    factor: Tensor | None = None
+
+
+class Closet:
+    """The outfits of a compiled network, made from the adapters on `base`."""
+
+    def __init__(self, base: Network, sites: Mapping[str, Site]) -> None:
+        self.base, self._sites = base, sites
+        self._outfits: dict[str, Outfit] = {}
+
+    @property
+    def wardrobe(self) -> Wardrobe | None:
+        """The base's adapters and what is worn of them."""
+        return wardrobe_of(self.base)
+
+    @property
+    def reached(self) -> frozenset[int]:
+        """The sites that adapters reach which have been worn and are still there."""
+        there = {} if self.wardrobe is None else self.wardrobe.adapters
+        self._outfits = {name: o for name, o in self._outfits.items() if there.get(name) is o.adapter}
+        return frozenset(site for outfit in self._outfits.values() for site in outfit.reached)
+
+    @property
+    def virtual(self) -> int:
+        """The most virtual positions that something worn now puts before a text."""
+        wardrobe = self.wardrobe
+        if wardrobe is None or wardrobe.worn is None:
+            return 0
+        names = wardrobe.worn.names
+        parts = [wardrobe.adapters[n].virtual for n in ([names] if isinstance(names, str) else names) if n is not None]
+        return max((part.length for part in parts if part is not None), default=0)
+
+    def worn(self, rows: int) -> list[str | None]:
+        """Which adapter each of `rows` rows wears now; raises `UsageError` where other rows do."""
+        worn = None if self.wardrobe is None else self.wardrobe.worn
+        if worn is None:
+            return [None] * rows
+        if worn.rows is not None and worn.rows != rows:
+            raise UsageError(f"adapters are worn by {worn.rows} rows, so a batch must have as many, but has {rows}")
+        return [worn.names] * rows if isinstance(worn.names, str) else [*worn.names]
+
+    def outfit(self, name: str, *, fresh: bool) -> Outfit:
+        """Return an adapter made ready; where a text begins, `fresh` looks whether its values are still the same.
+
+        Raises `UsageError` for one that does what the engine does not know.
+        """
+        adapter = None if self.wardrobe is None else self.wardrobe.adapters.get(name)
+        if adapter is None:
+            raise UsageError(f"there is no adapter {name!r}")
+        found = self._outfits.get(name)
+        if found is None or found.adapter is not adapter or (fresh and found.state != _state(adapter)):
+            found = self._outfits[name] = self._fitted(adapter)
+        return found
+
+    def refusal(self, name: str) -> str | None:
+        """Why an adapter cannot be worn here; None for one that can."""
+        try:
+            self.outfit(name, fresh=False)
+        except UsageError as error:
+            return str(error)
+        return None
+
+    def _fitted(self, adapter: Adapter) -> Outfit:
+        outfit = Outfit(adapter, np.zeros((len(self._sites), RECORD), dtype=np.int64), _state(adapter))
+        low: dict[int, int] = {}
+        for name, part in adapter.parts.items():
+            if type(part) is Part:  # marks where a soft prompt is read
+                continue
+            site = self._sites.get(name)
+            if site is None:
+                raise unknown(f"an adapter of {name}")
+            terms = _terms(part, self.base.get_submodule(name))
+            if terms.factor is not None and not site.scales:
+                raise unknown(f"factors on the input of {name}, which others read too")
+            rank = 0 if terms.a is None else len(terms.a)
+            start = low.get(site.group, 0)
+            low[site.group] = start + -(-rank // 16) * 16
+            outfit.table[site.number, :13] = [
+                rank, outfit.at(terms.a), site.inputs, outfit.at(terms.bias), terms.activation, terms.own, 4 * start,
+                outfit.at(None if terms.b is None else _tiles(terms.b)), site.width, 4 * site.column,
+                outfit.at(terms.scale), outfit.at(terms.shift), outfit.at(terms.factor),
+            ]  # fmt: skip
+            outfit.reached.add(site.number)
+        outfit.low = max(low.values(), default=0)
+        return outfit
+
+
+@torch.no_grad()
+def _terms(part: Part, layer: Any) -> _Terms:
+    t = part.tensors
+    if type(part) is LoRA:
+        b, shift = part.scaling * part.b, None if part.bias is None else part.scaling * part.bias
+        if part.magnitude is None:
+            return _Terms(part.a, b, shift=shift)
+        if layer.weight.is_meta:
+            raise unknown("DoRA over rounded weights")
+        share = part.share(layer)
+        return _Terms(part.a, share[:, None] * b, scale=share, shift=_share_of(layer.bias, 1 - share))
+    if type(part) is EmbeddingLoRA:
+        return _Terms(part.a, part.scaling * part.b)
+    if type(part) is IA3:
+        factors = t["ia3_l"].flatten()
+        return _Terms(factor=factors) if part.inputs else _Terms(scale=factors)
+    if type(part) is Bottleneck:
+        config = part.config
+        return _Terms(
+            t["adapter_down.weight"],
+            config.scaling * t["adapter_up.weight"],
+            t["adapter_down.bias"],
+            ACTIVATION_CODES[ACTIVATIONS[config.non_linearity]],
+            own=not config.is_parallel,
+            shift=config.scaling * t["adapter_up.bias"],
+        )
+    raise unknown(f"what an adapter of kind {type(part).__name__} does")
+
+
+def _share_of(bias: Tensor | None, share: Tensor) -> Tensor | None:
+    return None if bias is None else share * bias
+
+
+def _tiles(b: Tensor) -> Tensor:
+    """B (outputs, rank) as tiles (⌈outputs / 16⌉, rank, 16)."""
+    outputs, rank = b.shape
+    padded = torch.zeros(-(-outputs // 16) * 16, rank)
+    padded[:outputs] = b
+    return padded.view(-1, 16, rank).transpose(1, 2)
+
+
+def _state(adapter: Adapter) -> object:
+    tensors = [tensor for _, tensor in adapter.tensors()]
+    if any(tensor.requires_grad for tensor in tensors):  # a fused update does not say so in a version
+        return object()
+    return [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+
+
+def without_weights(network: Network) -> Network:
+    """Return a copy of `network` with the same adapters, whose matrices, but the embedding, take no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    embedding: Any = network.token_embedding
+    memo[id(embedding.weight)] = embedding.weight
+    wardrobe = wardrobe_of(network)
+    for adapter in {} if wardrobe is None else wardrobe.adapters.values():
+        memo.update((id(tensor), tensor) for _, tensor in adapter.tensors())
+    return copy.deepcopy(network, memo)
