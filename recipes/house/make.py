@@ -111,9 +111,9 @@ def _model(
     def write(place: Path) -> None:
         write_model(loaded.network.half(), loaded.tokenizer, place, generation_config=config)
         shutil.copy(run / "loss.csv", place)
-        _json(place / "receipt.json", _portable(receipt, work))
         model = load(place)
         figures = MEASURES[said["measure"]](model, name, work)
+        _json(place / "receipt.json", _portable(receipt | {"figures": figures}, work))
         (place / "README.md").write_text(
             card(name, said, sources, receipt, figures, _samples(model, said, None), None), "utf-8"
         )
@@ -147,9 +147,9 @@ def _adapter(
         halves = {key: tensor.half() for key, tensor in tensors.items()}
         write_tensors(place / "adapter_model.safetensors", halves, {"format": "pt"})
         shutil.copy(run / "loss.csv", place)
-        _json(place / "receipt.json", _portable(receipt, work))
         model = load(output / BASE, adapter={name: place})
         figures = MEASURES[said["measure"]](model, name, work)
+        _json(place / "receipt.json", _portable(receipt | {"figures": figures}, work))
         (place / "README.md").write_text(
             card(name, said, sources, receipt, figures, _samples(model, said, name), BASE), "utf-8"
         )

@@ -131,7 +131,7 @@ def test_what_does_not_start(
 
 
 def test_no_model_to_play_with(loquela: Loquela, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("loquela.cli.play.__file__", str(tmp_path / "cli" / "play.py"))
+    monkeypatch.setattr("loquela.checkpoint.house.HOUSE", tmp_path)
     done = loquela("play")
     assert done.code == 2
     assert "loquela play -m DIR" in done.err

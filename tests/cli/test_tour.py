@@ -28,7 +28,7 @@ from loquela.tuning.recipe import TuneRecipe
 Run = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = tour.rows()
-COMMANDS = sorted({command for row in ROWS for command in (*row.live, *row.more)})
+COMMANDS = sorted({command for row in ROWS for command in (*row.live, *row.house, *row.more)})
 LANGUAGES = ("en", "es")
 
 
@@ -191,7 +191,7 @@ def test_wrong_usage(loquela: Run, model_directory: Path, tmp_path: Path) -> Non
 
 
 def test_without_a_model_the_way_out_is_said(loquela: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("loquela.cli.play.__file__", str(tmp_path / "cli" / "play.py"))
+    monkeypatch.setattr("loquela.checkpoint.house.HOUSE", tmp_path)
     done = loquela("tour", "--row", "1")
     assert done.code == 2
     assert "loquela quickstart makes one" in done.err.replace("\n", " ")

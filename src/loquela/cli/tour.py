@@ -60,13 +60,15 @@ _WORDS = {
 class Row:
     """One concept. `live` are commands that the tour runs, `more` those that it only names; texts are by language.
 
-    In a command `{model}` stands for the model's directory and `{text}` for the text of the tour.
+    `house` are those that it runs on models in the package, when no other was named. In a command `{model}` stands for
+    the model's directory and `{text}` for the text of the tour.
     """
 
     number: int
     concept: Mapping[str, str]
     says: Mapping[str, str]
     live: tuple[str, ...] = ()
+    house: tuple[str, ...] = ()
     sees: Mapping[str, str] | None = None
     more: tuple[str, ...] = ()
 
@@ -78,8 +80,8 @@ def rows() -> list[Row]:
     found: list[dict[str, Any]] = yaml.safe_load(_ROWS.read_text(encoding="utf-8"))
     made = []
     for number, row in enumerate(found, 1):
-        live, more = (tuple(row.pop(key, ())) for key in ("live", "more"))
-        made.append(Row(number, **row, live=live, more=more))
+        commands = {key: tuple(row.pop(key, ())) for key in ("live", "house", "more")}
+        made.append(Row(number, **row, **commands))
     return made
 
 
@@ -117,7 +119,7 @@ def tour(
     names = {"{model}": shlex.quote(directory), "{text}": shlex.quote(text), "{kind}": words[kind]}
     chosen = [r for r in all_rows if r.number == row] if row is not None else all_rows[(start or 1) - 1 :]
     for one in chosen:
-        _show(one, language.value, names)
+        _show(one, language.value, names, house=model is None)
         if one is not chosen[-1] and not _goes_on(words["next"]):
             return
     if chosen[-1] is all_rows[-1] and row is None:
@@ -132,7 +134,7 @@ def _open(model: str | None, words: Mapping[str, str]) -> tuple[str, str]:
     from loquela.cli.play import shipped_model
     from loquela.models.base import architecture
 
-    directory = str(shipped_model()) if model is None else model
+    directory = shipped_model() if model is None else model
     config = read_config(resolve(Path(directory)))
     size = sizes.size(config)
     kind = architecture(config.model_type).NETWORK.kind
@@ -146,7 +148,7 @@ def _open(model: str | None, words: Mapping[str, str]) -> tuple[str, str]:
     return directory, kind
 
 
-def _show(row: Row, language: str, names: Mapping[str, str]) -> None:
+def _show(row: Row, language: str, names: Mapping[str, str], *, house: bool) -> None:
     """Print a row, running what is live."""
     from rich.text import Text
 
@@ -154,7 +156,7 @@ def _show(row: Row, language: str, names: Mapping[str, str]) -> None:
     out.print()
     out.rule(Text(f"{row.number} · {row.concept[language]}", "bold cyan"), align="left", style="cyan", characters="─")
     out.print(row.says[language])
-    for command in row.live:
+    for command in (*row.live, *(row.house if house else ())):
         _commands(words["live"], [_filled(command, names)])
         sys.stdout.flush()
         try:
