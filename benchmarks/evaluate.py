@@ -94,6 +94,7 @@ def main() -> None:
         parser.error("name the directory of the data sets: --data-dir or LOQUELA_DATA")
     logging.disable(logging.WARNING)
     torch.set_num_threads(given.threads)
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)  # what the compiled engine goes by
     lines = [
         "| model | task | shots | lm-eval items/s (its best batch size) | ours, items/s | ratio | of processor time |"
     ]

@@ -103,7 +103,7 @@ def test_no_order_changes_a_bit(writer: LocalSubject, questions: list[dict[str, 
     random.Random(seed).shuffle(order)
     for i in order:
         if i % 5 == 0:
-            writer._prefixes.clear()
+            writer.forget()
         assert ask(i) == expected[i]
 
 

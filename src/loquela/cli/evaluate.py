@@ -41,6 +41,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Ask so many items, drawn from all over the set.")] = None,
     by: Annotated[str, typer.Option(help="Choose by likelihood or by generation.")] = "likelihood",
     corrected: Annotated[bool, typer.Option(help="Also correct for how likely choices are by themselves.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="What computes likelihoods: torch, compiled, or auto: compiled wherever it can.")
+    ] = "auto",
     chat: Annotated[bool, typer.Option(help="Prompts go through the model's chat template.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Directory of the data sets [default: LOQUELA_DATA].")] = None,
     hub: Annotated[bool, typer.Option(help="Take the rows from the Hugging Face Hub.")] = False,
@@ -74,7 +77,10 @@ def evaluate(
         raise UsageError("evaluate needs a model: -m DIR, or --url http://HOST:PORT/v1 (-m is then its name there)")
     counts = _counts(shots)
     by_way: Any = by
-    settings = Settings(counts[0], select, seed, 0, by_way, corrected, chat, limit, allow_code_execution).check()
+    with_engine: Any = engine
+    settings = Settings(
+        counts[0], select, seed, 0, by_way, corrected, chat, limit, with_engine, allow_code_execution
+    ).check()
     prepared = [prepare_task(name, data_dir=data_dir, hub=hub) for name in task]  # before a model is read
     several = len(counts) > 1 or len(model or []) > 1 or chart is not None
     if several:
@@ -82,7 +88,7 @@ def evaluate(
             raise UsageError("a curve has no --versus, --log, --contamination or --orders: ask for one number of shots")
         _curve(model or [], url, adapter, quantize, prepared, settings, counts, chart, json)
         return
-    subject = _subject(model[0] if model else None, url, adapter, quantize, chat)
+    subject = _subject(model[0] if model else None, url, adapter, quantize, settings)
     found, orders_found = _evaluate(subject, prepared, settings, log, orders)
     extra: dict[str, dict[str, Any]] = {one.task.name: {} for one in prepared}
     for name, spread in orders_found.items():
@@ -100,7 +106,7 @@ def evaluate(
     _table(found, extra)
 
 
-def _subject(model: str | None, url: str | None, adapter: str | None, quantize: Any, chat: bool) -> Subject:
+def _subject(model: str | None, url: str | None, adapter: str | None, quantize: Any, settings: Settings) -> Subject:
     from loquela.errors import UsageError
 
     if url is not None:
@@ -108,17 +114,22 @@ def _subject(model: str | None, url: str | None, adapter: str | None, quantize: 
 
         if adapter or quantize:
             raise UsageError("--adapter and --quantize have no effect on a server: name what it serves with -m")
-        return RemoteSubject(url, model, chat=chat)
+        return RemoteSubject(url, model, chat=settings.chat)
 
     from loquela.api import load
     from loquela.cli.threads import suit_threads
+    from loquela.engine.choosing import kernels_are_ready
     from loquela.evaluation.local import LocalSubject
 
     assert model is not None
-    opened = load(model, adapter, quantize=None if quantize is None else quantize.value)
+    assert settings.engine is not None
+    opened = load(model, adapter, engine=settings.engine, quantize=None if quantize is None else quantize.value)
     suit_threads(opened)
     name = "+".join([model, *filter(None, [adapter, quantize and quantize.value])])
-    return LocalSubject(opened, name=name, chat=chat)
+    subject = LocalSubject(opened, name=name, chat=settings.chat)
+    if subject.computes_together and not kernels_are_ready():
+        note("compiling the engine's kernels for this processor, once: some ten seconds")
+    return subject
 
 
 def _evaluate(
@@ -163,7 +174,7 @@ def _versus(
     from loquela.evaluation.compare import compare
 
     beside = None if log is None else log.with_name(f"{log.stem}-versus{log.suffix}")
-    theirs = _run(_subject(other, None, None, None, settings.chat), prepared, settings, beside)
+    theirs = _run(_subject(other, None, None, None, settings), prepared, settings, beside)
     for one in prepared:
         name = one.task.name
         extra[name]["versus"] = {"model": other, **compare(one.task, found.results[name], theirs.results[name])}
@@ -202,7 +213,7 @@ def _curve(
     points, seconds, asked = [], 0.0, 0
     asked_models: list[str | None] = [*models] or [None]
     for model in asked_models:
-        subject = _subject(model, url, adapter, quantize, settings.chat)
+        subject = _subject(model, url, adapter, quantize, settings)
         for count in counts:
             found = _run(subject, prepared, replace(settings, shots=count), None)
             points += [Point(subject.name, count, result) for result in found.results.values()]

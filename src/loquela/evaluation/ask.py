@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, tee
 
-from loquela.errors import UsageError
+from loquela.errors import ContextWindowError, UsageError
 from loquela.evaluation.items import LETTERS, Item
 from loquela.evaluation.metrics import normalised
 from loquela.evaluation.plan import Prompter, Settings
 from loquela.evaluation.record import Record
-from loquela.evaluation.subject import Likelihood, Subject
+from loquela.evaluation.subject import Likelihood, Question, Subject
 from loquela.evaluation.task import Task
+from loquela.prompting.prompt import Prompt
 
-__all__ = ["Asker", "extracted"]
+__all__ = ["Asker", "extracted", "one_by_one"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What must be asked for an item, and how its record is made of the answers."""
+
+    questions: tuple[Question, ...]
+    record: Callable[[list[list[Likelihood]]], Record]
 
 
 class Asker:
@@ -24,54 +35,77 @@ class Asker:
         self._without: dict[str, float] = {}
         self._labels = _label_numbers(subject, task) if subject.kind == "classifier" else {}
 
-    def __call__(self, asked: Item) -> Record:
-        """Return the record of one item; raises `ContextWindowError` for one that does not fit."""
-        if self._labels:
-            said = self.subject.classify(asked.text or "", asked.pair)
-            return {"gold": asked.gold, "prediction": self._labels[said], "output": said}
-        prompts = self.prompter(asked)
-        record: Record = {
-            "prompt_tokens": prompts[0].tokens,
-            "shots": prompts[0].shots,
-            "dropped": prompts[0].dropped,
-        }
-        texts = [(prompt.text, prompt.prefix) for prompt in prompts]
-        if self.settings.by == "generation" or self.task.kind == "generate":
-            return record | self._generated(asked, texts[0][0])
+    def __call__(self, items: Iterable[Item]) -> Iterator[Record]:
+        """Yield the record of each item, in their order; one that does not fit says `too_long`.
+
+        Items are taken as they are needed: no more of them than the subject computes together.
+        """
+        plans, ahead = tee(map(self._plan, items))
+        answers = self.subject.several(question for plan in ahead for question in plan.questions)
+        for plan in plans:
+            found = list(islice(answers, len(plan.questions)))
+            errors = [answer for answer in found if isinstance(answer, ContextWindowError)]
+            if errors:
+                yield {"too_long": str(errors[0])}
+            else:
+                yield plan.record([answer for answer in found if not isinstance(answer, ContextWindowError)])
+
+    def _plan(self, asked: Item) -> _Plan:
+        try:
+            if self._labels:
+                said = self.subject.classify(asked.text or "", asked.pair)
+                return _said({"gold": asked.gold, "prediction": self._labels[said], "output": said})
+            prompts = self.prompter(asked)
+            begun: Record = {
+                "prompt_tokens": prompts[0].tokens,
+                "shots": prompts[0].shots,
+                "dropped": prompts[0].dropped,
+            }
+            if self.settings.by == "generation" or self.task.kind == "generate":
+                return _said(begun | self._generated(asked, prompts[0].text))
+        except ContextWindowError as error:
+            return _said({"too_long": str(error)})
         if self.task.kind == "next_word":
-            (found,) = self._scored(texts[0], [self.task.delimiter + asked.references[0]])
-            n_bytes = len(asked.references[0].encode())
-            said_so = {"log_prob": found.log_prob, "tokens": found.tokens, "greedy": found.greedy, "bytes": n_bytes}
-            return record | said_so | {"references": list(asked.references)}
-        return record | self._chosen(asked, texts)
+            return self._expected(asked, prompts[0], begun)
+        return self._chosen(asked, prompts, begun)
 
-    def _chosen(self, asked: Item, texts: Sequence[tuple[str, str]]) -> Record:
-        delimiter = self.task.delimiter
-        if len(texts) == 1:
-            found = self._scored(texts[0], [delimiter + choice for choice in asked.choices])
-            sizes = [len(choice.encode()) for choice in asked.choices]
-        else:
-            found = [self._scored(text, [delimiter + asked.references[0]])[0] for text in texts]
-            sizes = [len(asked.references[0].encode())] * len(texts)
-        record: Record = {
-            "gold": asked.gold,
-            "log_probs": [likelihood.log_prob for likelihood in found],
-            "tokens": [likelihood.tokens for likelihood in found],
-            "bytes": sizes,
-        }
-        if self.settings.corrected and len(texts) == 1:
-            record["unconditional"] = self._unconditional([delimiter + choice for choice in asked.choices])
-        return record
+    def _expected(self, asked: Item, prompt: Prompt, begun: Record) -> _Plan:
+        """How likely the reference is."""
+        answer = asked.references[0]
 
-    def _scored(self, text: tuple[str, str], continuations: Sequence[str]) -> list[Likelihood]:
-        return self.subject.likelihoods(text[0], continuations, prefix=text[1])
+        def record(found: list[list[Likelihood]]) -> Record:
+            ((said,),) = found
+            figures = {"log_prob": said.log_prob, "tokens": said.tokens, "greedy": said.greedy}
+            return begun | figures | {"bytes": len(answer.encode()), "references": list(asked.references)}
 
-    def _unconditional(self, choices: Sequence[str]) -> list[float]:
-        """How likely the choices are at the beginning of a text (arXiv:2005.14165, 2.4), each computed once."""
-        for choice in choices:
-            if choice not in self._without:
-                self._without[choice] = self.subject.likelihoods("", [choice])[0].log_prob
-        return [self._without[choice] for choice in choices]
+        return _Plan((Question(prompt.text, (self.task.delimiter + answer,), prompt.prefix),), record)
+
+    def _chosen(self, asked: Item, prompts: Sequence[Prompt], begun: Record) -> _Plan:
+        """How likely each choice is: after the same question, or the same answer after each of its contexts."""
+        answers = asked.choices if len(prompts) == 1 else asked.references[:1]
+        texts = tuple(self.task.delimiter + answer for answer in answers)
+        questions = [Question(prompt.text, texts, prompt.prefix) for prompt in prompts]
+        unknown: list[str] = []
+        if self.settings.corrected and len(prompts) == 1:
+            unknown = [text for text in dict.fromkeys(texts) if text not in self._without]
+            questions += [Question("", (text,)) for text in unknown]
+
+        def record(found: list[list[Likelihood]]) -> Record:
+            said = [likelihood for answer in found[: len(prompts)] for likelihood in answer]
+            self._without |= {
+                text: answer[0].log_prob for text, answer in zip(unknown, found[len(prompts) :], strict=True)
+            }
+            figures: Record = {
+                "gold": asked.gold,
+                "log_probs": [likelihood.log_prob for likelihood in said],
+                "tokens": [likelihood.tokens for likelihood in said],
+                "bytes": [len(answer.encode()) for answer in answers] * (len(said) // len(answers)),
+            }
+            if self.settings.corrected and len(prompts) == 1:  # arXiv:2005.14165, 2.4
+                figures["unconditional"] = [self._without[text] for text in texts]
+            return begun | figures
+
+        return _Plan(tuple(questions), record)
 
     def _generated(self, asked: Item, prompt: str) -> Record:
         if self.task.kind == "choice" and len(asked.questions) > 1:
@@ -83,6 +117,20 @@ class Asker:
         target = self.task.extract_target
         references = [extracted(reference, target) for reference in asked.references]
         return {"output": output, "answer": answer, "references": references}
+
+
+def one_by_one(ask: Callable[[Item], Record], items: Iterable[Item]) -> Iterator[Record]:
+    """Yield the records of items of which each is asked by itself; one that does not fit says `too_long`."""
+    for asked in items:
+        try:
+            yield ask(asked)
+        except ContextWindowError as error:
+            yield {"too_long": str(error)}
+
+
+def _said(record: Record) -> _Plan:
+    """What nothing more need be asked for."""
+    return _Plan((), lambda _: record)
 
 
 def extracted(text: str, pattern: str | None) -> str:

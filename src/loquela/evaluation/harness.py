@@ -19,13 +19,13 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
-from loquela.errors import MissingExtraError, UsageError
+from loquela.errors import ContextWindowError, MissingExtraError, UsageError
 from loquela.evaluation.items import item
 from loquela.evaluation.local import LocalSubject, Opened
 from loquela.evaluation.plan import Prompter, Settings
 from loquela.evaluation.rows import sample
 from loquela.evaluation.run import Prepared
-from loquela.evaluation.subject import Subject
+from loquela.evaluation.subject import Question, Subject
 from loquela.evaluation.task import Task
 
 __all__ = ["harness_task", "language_model"]
@@ -34,7 +34,7 @@ __all__ = ["harness_task", "language_model"]
 def language_model(model: Opened | LocalSubject, *, progress: Callable[[int, int], None] | None = None) -> Any:
     """Return a model as lm-eval's `LM`: log-likelihoods, rolling log-likelihoods, greedy generation.
 
-    Requests that share a context are computed together, whatever lm-eval's batch size. `progress` is told (done, in
+    How many are computed together is not lm-eval's batch size, and changes nothing. `progress` is told (done, in
     all).
     """
     subject = model if isinstance(model, LocalSubject) else LocalSubject(model)
@@ -128,10 +128,12 @@ def _class() -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             found: list[tuple[float, bool]] = []
-            for context, group in groupby((request.args for request in requests), key=lambda args: args[0]):
-                continuations = [continuation for _, continuation in group]
-                likelihoods = self.subject.likelihoods(context, continuations)
-                found += [(one.log_prob, one.greedy) for one in likelihoods]
+            grouped = groupby((request.args for request in requests), key=lambda args: args[0])
+            questions = (Question(context, tuple(text for _, text in group)) for context, group in grouped)
+            for answer in self.subject.several(questions):
+                if isinstance(answer, ContextWindowError):
+                    raise answer
+                found += [(one.log_prob, one.greedy) for one in answer]
                 if self.progress is not None:
                     self.progress(len(found), len(requests))
             return found

@@ -1,32 +1,30 @@
 """A model in this process.
 
-Each item is computed by itself: its context once, then its continuations side by side. No other item, no batch size
-and no order can change a bit of its score, whatever the matrix library does with larger batches. What many contexts
-share (description and shots) is read once and its cache copied; the head sees only the positions whose token counts.
+A decoder that the compiled engine knows is asked many items at a time, any other network one item at a time: whichever
+of both computes, no other item, no batch size and no order changes a bit of a score (`loquela.evaluation.likelihood`).
 """
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from loquela.checkpoint.sentence import Pooling
+from loquela.engine.choosing import Engine, EngineName
 from loquela.errors import ContextWindowError, DataError, UsageError
 from loquela.evaluation import masked
-from loquela.evaluation.subject import Likelihood, cannot
+from loquela.evaluation.likelihood import SHARED, TOKENS, Alone, Encoded, Together, can_run_together
+from loquela.evaluation.subject import Answer, Likelihood, Question, cannot
 from loquela.generation.completion import complete, prompt_ids
 from loquela.generation.decode import evaluating
 from loquela.generation.embed import embed
 from loquela.generation.settings import GenerationSettings
-from loquela.layers.cache import Cache
 from loquela.models.base import Network
 from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.attaching import wearing
@@ -35,9 +33,7 @@ from loquela.text.tokenizer import Tokenizer
 
 __all__ = ["LocalSubject", "Opened"]
 
-_SHARED = 16  # tokens from which on it pays to keep a prefix
-_KEPT = 2  # prefixes whose caches are kept
-_REMEMBERED = 16  # texts whose tokens are
+_REMEMBERED = 256  # texts whose tokens are kept
 
 
 class Opened(Protocol):
@@ -58,10 +54,14 @@ class Opened(Protocol):
 class LocalSubject:
     """A network and its tokenizer, asked what a task asks; see `loquela.evaluation.subject`.
 
-    With `chat` a prompt to complete is what a user says, through the tokenizer's own chat template.
+    With `chat` a prompt to complete is what a user says, through the tokenizer's own chat template. `engine` is what
+    computes likelihoods: what the model was loaded with unless given; `auto` compiles decoders of any size, which pays
+    as soon as many items are asked.
     """
 
-    def __init__(self, model: Opened, name: str = "model", *, chat: bool = False) -> None:
+    def __init__(
+        self, model: Opened, name: str = "model", *, chat: bool = False, engine: EngineName | None = None
+    ) -> None:
         self.model, self.name = model, name
         self.network, self.tokenizer = model.network, model.tokenizer
         with self.computing():  # virtual tokens take a part of the window
@@ -70,7 +70,12 @@ class LocalSubject:
         self.template = self.tokenizer.chat_template if chat else None
         if chat and not self.template:
             raise UsageError("--chat needs a model with a chat template, but this one has none: leave --chat out")
-        self._prefixes: OrderedDict[tuple[int, ...], Cache] = OrderedDict()
+        loaded_with = getattr(model, "engine", None)
+        default: EngineName = loaded_with.name if isinstance(loaded_with, Engine) else "torch"
+        self.engine = default if engine is None else engine
+        self._compiler = Engine("compiled")
+        self._alone = Alone(self.network)
+        self._together: Together | None = None
         self._known: OrderedDict[str, list[int]] = OrderedDict()
         around = self.tokenizer.encode("")
         begins = bool(around) and around[0] == self.tokenizer.bos_id
@@ -107,30 +112,94 @@ class LocalSubject:
         Context and continuation are encoded together, and a blank at the context's end belongs to the continuation:
         the word that follows is then the token that it would be in a text.
         """
-        if self.kind == "encoder":
-            assert isinstance(self.network, EncoderOnly)
-            with self.computing():
-                return masked.likelihoods(self.network, self.tokenizer, context, continuations)
+        (answer,) = self.several([Question(context, tuple(continuations), prefix)])
+        if isinstance(answer, ContextWindowError):
+            raise answer
+        return answer
+
+    def several(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """Yield the answers in the order of the questions, each as `likelihoods` gives it."""
         if self.kind in ("classifier", "embedder"):
             raise cannot(self.name, "gives probabilities to texts")
-        ids, rows = self._encode(context, continuations)
+        waiting: list[Encoded | ContextWindowError] = []
+        fast = self._fast() if self.kind == "decoder" else None
+        for question in questions:
+            if self.kind == "encoder":
+                yield self._masked(question)
+                continue
+            item = self._item(question)
+            if waiting and (fast is None or _tokens(waiting) + _tokens([item]) > TOKENS):
+                yield from self._answered(waiting, fast)
+                waiting = []
+            waiting.append(item)
+        yield from self._answered(waiting, fast)
+
+    def _masked(self, question: Question) -> Answer:
+        assert isinstance(self.network, EncoderOnly)
+        with self.computing():
+            try:
+                return masked.likelihoods(self.network, self.tokenizer, question.context, question.continuations)
+            except ContextWindowError as error:
+                return error
+
+    def _item(self, question: Question) -> Encoded | ContextWindowError:
+        ids, rows = self._encode(question.context, question.continuations)
         longest = len(ids) + max(map(len, rows)) - 1
         if self.kind == "decoder" and self.window is not None and longest > self.window:
-            raise ContextWindowError(
+            return ContextWindowError(
                 f"a context and its continuation must fit the context window of {self.window} tokens, but have "
                 f"{longest + 1}"
             )
+        shared = self._shared(ids, question.prefix) if self.kind == "decoder" else 0
+        return Encoded(ids, rows, shared if shared >= SHARED else 0)
+
+    def _answered(self, items: Sequence[Encoded | ContextWindowError], fast: Network | None) -> Iterator[Answer]:
+        found = iter(self._computed([item for item in items if isinstance(item, Encoded)], fast))
+        return iter([next(found) if isinstance(item, Encoded) else item for item in items])
+
+    def _computed(self, items: Sequence[Encoded], fast: Network | None) -> list[list[Likelihood]]:
+        if not items:
+            return []
         with self.computing():
-            if len(rows) == 1 and self.kind == "decoder":
-                return [self._single(ids, rows[0], prefix)]
-            return self._together(ids, rows, prefix)
+            if fast is None:
+                return [self._alone(item) for item in items]
+            if self._together is None or self._together.made_of is not fast:
+                self._together = Together(fast)
+            return self._together(items)
+
+    @property
+    def computes_together(self) -> bool:
+        """Whether the compiled engine computes, many items at a time."""
+        return self.kind == "decoder" and self._fast() is not None
+
+    def _fast(self) -> Network | None:
+        """Return what computes many items at a time, each with its own bits; None where torch computes."""
+        if can_run_together(self.network):
+            return self.network
+        first = next(self.network.parameters(), None)
+        plain = first is not None and first.device.type == "cpu" and first.dtype == torch.float32
+        dressed = getattr(self.model, "adapter", None) is not None
+        if self.engine == "torch" or dressed or (self.engine == "auto" and not plain):
+            return None
+        try:
+            found = self._compiler.of(self.network)
+        except UsageError:
+            if self.engine == "compiled":
+                raise
+            self.engine = "torch"
+            return None
+        return found if can_run_together(found) else None
 
     def of_ids(self, context: Sequence[int], continuation: Sequence[int]) -> Likelihood:
         """Return how a continuation is expected, both given as token ids, at least one each."""
         if self.kind != "decoder":
             raise cannot(self.name, "writes from left to right")
-        with self.computing():
-            return self._single(list(context), list(continuation), "")
+        return self._computed([Encoded(list(context), [list(continuation)])], self._fast())[0][0]
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier questions, which costs memory and saves time."""
+        self._alone.prefixes.clear()
+        self._together = None
 
     def _encode(self, context: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         if not all(continuations):
@@ -150,48 +219,6 @@ class LocalSubject:
             raise DataError("a continuation must have a token of its own, but one melts into its context's last token")
         return ids, rows
 
-    def _single(self, ids: list[int], row: list[int], prefix: str) -> Likelihood:
-        """Context and continuation in one go."""
-        cache, first = self._begin(ids, prefix)
-        inputs = torch.cat([first, self._tensor([row[:-1]])], dim=1)
-        hidden = self.network.hidden(inputs, cache=cache)[0, first.shape[1] - 1 :]
-        return _likelihood(self.network.head(hidden), self._tensor(row))
-
-    def _together(self, ids: list[int], rows: list[list[int]], prefix: str) -> list[Likelihood]:
-        """The context once, then the continuations as rows of one batch; what fills them up stands behind, unseen."""
-        cache, first = self._begin(ids, prefix)
-        cache = self.network.new_cache() if cache is None else cache
-        last = self.network.hidden(first, cache=cache)[:, -1:]  # (1, 1, D): what all first tokens are predicted from
-        longer = [i for i, row in enumerate(rows) if len(row) > 1]
-        hidden: dict[int, Tensor] = dict.fromkeys(range(len(rows)), last[0])
-        if longer:
-            width = max(len(rows[i]) for i in longer) - 1
-            cache.select(torch.zeros(len(longer), dtype=torch.int64, device=last.device))
-            inputs = self._tensor([rows[i][:-1] + [0] * (width + 1 - len(rows[i])) for i in longer])
-            found = self.network.hidden(inputs, cache=cache)
-            for n, i in enumerate(longer):
-                hidden[i] = torch.cat([last[0], found[n, : len(rows[i]) - 1]])
-        logits = self.network.head(torch.cat([hidden[i] for i in range(len(rows))]))  # (all tokens, V)
-        parts = torch.split(logits, [len(row) for row in rows])
-        return [_likelihood(part, self._tensor(row)) for part, row in zip(parts, rows, strict=True)]
-
-    def _begin(self, ids: list[int], prefix: str) -> tuple[Cache | None, Tensor]:
-        """Return the cache that holds what is known of the context, and the tokens that are still to be read."""
-        if self.kind == "encoder-decoder":
-            return self.network.start(self._tensor([ids]))
-        shared = self._shared(ids, prefix)
-        if shared < _SHARED:
-            return None, self._tensor([ids])
-        key = tuple(ids[:shared])
-        if key not in self._prefixes:
-            cache = self.network.new_cache()
-            self.network.hidden(self._tensor([ids[:shared]]), cache=cache)
-            self._prefixes[key] = cache
-            while len(self._prefixes) > _KEPT:
-                self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(key)
-        return copy.deepcopy(self._prefixes[key]), self._tensor([ids[shared:]])
-
     def _shared(self, ids: list[int], prefix: str) -> int:
         """How many of the context's tokens are those of `prefix`, at least one of the context left out."""
         if not prefix:
@@ -199,9 +226,6 @@ class LocalSubject:
         beginning = self._ids(prefix.rstrip())
         pairs = zip(beginning, ids[:-1], strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(beginning), len(ids) - 1))
-
-    def _tensor(self, ids: Sequence[Any]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=next(self.network.parameters()).device)
 
     # -- text, labels, vectors
 
@@ -246,9 +270,5 @@ def _kind(network: Network) -> str:
     return kinds[network.task]
 
 
-def _likelihood(logits: Tensor, tokens: Tensor) -> Likelihood:
-    """Sum up the log-probabilities of `tokens` (n,) under `logits` (n, vocab)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = logits.gather(-1, tokens[:, None])[:, 0]
-    log_probs = (chosen - logits.logsumexp(-1)).double()
-    return Likelihood(float(log_probs.sum()), len(tokens), bool((logits.argmax(-1) == tokens).all()))
+def _tokens(items: Sequence[Encoded | ContextWindowError]) -> int:
+    return sum(item.tokens for item in items if isinstance(item, Encoded))

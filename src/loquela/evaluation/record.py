@@ -20,7 +20,7 @@ Record: TypeAlias = "dict[str, Any]"
 class Log:
     """A .jsonl file of records. Its first line says what was asked of whom; only the same goes on in it.
 
-    A record is on disk before the next item is asked. A last line that an interruption cut is asked again.
+    A record is on disk before more is computed. A last line that an interruption cut is asked again.
     """
 
     def __init__(self, path: Path | None, what: Mapping[str, Any]) -> None:

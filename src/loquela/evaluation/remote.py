@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loquela.errors import ContextWindowError, DataError, LoquelaError, UsageError
-from loquela.evaluation.subject import Likelihood, cannot
+from loquela.evaluation.subject import Answer, Likelihood, Question, cannot, one_by_one
 
 __all__ = ["RemoteSubject"]
 
@@ -66,6 +66,10 @@ class RemoteSubject:
             raise LoquelaError(f"{self.name} must answer each of {len(texts)} prompts, but gave {len(choices)} choices")
         start = len(context.rstrip())
         return [_likelihood(choice, start, len(text)) for choice, text in zip(choices, texts, strict=True)]
+
+    def several(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """Yield the answers in the order of the questions."""
+        return one_by_one(self, questions)
 
     def complete(self, prompt: str, *, max_new_tokens: int, stop: Sequence[str]) -> str:
         """Return the greedy completion of a prompt; with `chat`, what the assistant says to it."""

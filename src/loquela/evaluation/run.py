@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from loquela.checkpoint.sentence import read_pooling
 from loquela.checkpoint.store import load_model
 from loquela.data.readers import read_pieces
+from loquela.engine.choosing import Engine
 from loquela.errors import ContextWindowError, DataError, LoquelaError, TokenizerError, UsageError, nearest
 from loquela.evaluation import code, retrieval
 from loquela.evaluation import task as tasks
-from loquela.evaluation.ask import Asker
+from loquela.evaluation.ask import Asker, one_by_one
 from loquela.evaluation.detect import detect
 from loquela.evaluation.items import Item, item
 from loquela.evaluation.local import LocalSubject, Opened
@@ -93,7 +95,7 @@ def evaluate(
     `model` is what `loquela.load` gave, a model directory, or any `Subject`.
 
     `settings` are those of `loquela.evaluation.plan.Settings`: `shots`, `select`, `seed`, `order`, `by`, `corrected`,
-    `limit` … `log` keeps a record per item, and an evaluation that was interrupted goes on from it. Raises
+    `limit`, `engine` … `log` keeps a record per item, and an evaluation that was interrupted goes on from it. Raises
     `UsageError` for what cannot be asked, `DataError` for rows that are missing.
     """
     given = [task] if isinstance(task, str | Path | Task) else list(task)
@@ -104,17 +106,17 @@ def evaluate(
         raise UsageError(
             f"there is no setting {unknown!r} of an evaluation{nearest(unknown, Settings.__dataclass_fields__)}"
         ) from None
-    subject = _subject(model, chosen.chat)
+    subject = _subject(model, chosen)
     prepared = [prepare_task(one, data_dir=None if data_dir is None else Path(data_dir), hub=hub) for one in given]
     return run(subject, prepared, chosen, log=None if log is None else Path(log), progress=progress)
 
 
-def _subject(model: str | Path | Opened | Subject, chat: bool) -> Subject:
+def _subject(model: str | Path | Opened | Subject, settings: Settings) -> Subject:
     if isinstance(model, str | Path):
-        return LocalSubject(_Directory(model), str(model), chat=chat)
+        return LocalSubject(_Directory(model), str(model), chat=settings.chat, engine=settings.engine)
     if hasattr(model, "likelihoods"):
         return cast(Subject, model)
-    return LocalSubject(model, chat=chat)
+    return LocalSubject(model, chat=settings.chat, engine=settings.engine)
 
 
 class _Directory:
@@ -125,6 +127,7 @@ class _Directory:
         if loaded.tokenizer is None:
             raise TokenizerError(f"text needs the model's tokenizer.json, but {directory} has none")
         self.network, self.tokenizer, self.pooling = loaded.network, loaded.tokenizer, read_pooling(loaded.directory)
+        self.engine = Engine()
         ends = loaded.generation_config.get("eos_token_id", self.network.config.extra.get("eos_token_id"))
         ends = self.tokenizer.eos_id if ends is None else ends
         self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
@@ -226,23 +229,18 @@ Source: TypeAlias = "Iterator[tuple[int, Record, bool]]"
 def _asked(
     subject: Subject, one: Prepared, items: Sequence[Item], settings: Settings, done: dict[int, Record]
 ) -> Source:
-    ask: Callable[[Item], Record]
+    ask: Callable[[Iterable[Item]], Iterator[Record]]
     task = one.task
     if task.kind == "retrieve":
-        ask = retrieval.Ranker(subject, task, one.rows)
+        ask = partial(one_by_one, retrieval.Ranker(subject, task, one.rows))
     elif task.kind == "code":
-        ask = code.Runner(subject, task, allowed=settings.allow_code_execution)
+        ask = partial(one_by_one, code.Runner(subject, task, allowed=settings.allow_code_execution))
     else:
         embed = None if subject.kind == "remote" else subject.embed
         ask = Asker(subject, task, Prompter(task, one.pool, subject, settings, embed), settings)
-    for asked in items:
-        if asked.number in done:
-            yield asked.number, done[asked.number], False
-            continue
-        try:
-            record = ask(asked)
-        except ContextWindowError as error:
-            record = {"too_long": str(error)}
+    yield from ((asked.number, done[asked.number], False) for asked in items if asked.number in done)
+    left = [asked for asked in items if asked.number not in done]
+    for asked, record in zip(left, ask(left), strict=True):
         yield asked.number, record, True
 
 

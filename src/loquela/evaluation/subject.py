@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from loquela.errors import UsageError
+from loquela.errors import ContextWindowError, UsageError
 
-__all__ = ["Likelihood", "Subject"]
+__all__ = ["Answer", "Likelihood", "Question", "Subject", "cannot", "one_by_one"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,20 @@ class Likelihood:
     tokens: int
     greedy: bool
     """Whether each token was the most probable, so that greedy decoding would write it."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about likelihoods: how each of the continuations of one context is expected."""
+
+    context: str
+    continuations: tuple[str, ...]
+    prefix: str = ""
+    """A beginning of `context` that it shares with others, so that it is computed once."""
+
+
+Answer: TypeAlias = "list[Likelihood] | ContextWindowError"
+"""A likelihood for each continuation, or why the question does not fit."""
 
 
 class Subject(Protocol):
@@ -41,9 +55,12 @@ class Subject(Protocol):
         """Return the tokens of each text."""
 
     def likelihoods(self, context: str, continuations: Sequence[str], *, prefix: str = "") -> list[Likelihood]:
-        """Return how each continuation of `context` is expected.
+        """Return how each continuation of `context` is expected; see `Question`."""
 
-        `prefix`, a beginning of `context`, is shared with other contexts and is computed once.
+    def several(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """Yield the answers in the order of the questions, which are taken as they are needed.
+
+        However many are computed together, each is what `likelihoods` would give.
         """
 
     def complete(self, prompt: str, *, max_new_tokens: int, stop: Sequence[str]) -> str:
@@ -62,3 +79,12 @@ class Subject(Protocol):
 def cannot(name: str, what: str) -> UsageError:
     """Return the error of a question that this kind of model has no answer to."""
     return UsageError(f"{name} must be a model that {what} for this task, but is not: choose another task or model")
+
+
+def one_by_one(subject: Subject, questions: Iterable[Question]) -> Iterator[Answer]:
+    """Answer questions each by itself."""
+    for question in questions:
+        try:
+            yield subject.likelihoods(question.context, question.continuations, prefix=question.prefix)
+        except ContextWindowError as error:
+            yield error
