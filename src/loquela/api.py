@@ -20,9 +20,10 @@ from loquela.errors import ContextWindowError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
 from loquela.generation.constrain import constraint
-from loquela.generation.decode import evaluating
+from loquela.generation.decode import Speculation, evaluating
 from loquela.generation.embed import embed
-from loquela.generation.settings import BEAMS, DRAWING, GenerationSettings, known_settings
+from loquela.generation.settings import GenerationSettings, settled
+from loquela.generation.speculative import Draft, draft_of
 from loquela.inspection.watch import Seen, watch
 from loquela.models.base import Network
 from loquela.peft.attaching import adapters, wearing
@@ -162,18 +163,7 @@ class LanguageModel:
 
     def settings(self, **given: Any) -> GenerationSettings:
         """What is given, else what generation_config.json says, else our defaults; raises `UsageError`."""
-        said = known_settings(self.generation_config)
-        if given.get("do_sample") or (given.get("temperature") and "do_sample" not in given):
-            said = _without(said, ("do_sample", "num_beams"))  # who asks for a temperature wants to sample
-        values = said | given
-        if values.get("num_beams", 1) > 1:
-            said = _without(said, DRAWING)
-        else:
-            said = _without(said, BEAMS)
-            if values.get("do_sample") is False:
-                said = _without(said, ("temperature",))
-        values = said | given
-        return GenerationSettings(**values)
+        return settled(self.generation_config, given)
 
     @overload
     def generate(
@@ -192,17 +182,19 @@ class LanguageModel:
         adapter: Wear = ...,
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
+        assistant_model: LanguageModel | None = None,
         **settings: Any,
     ) -> Completion | list[Completion]:
         """Complete a prompt; a list in gives a list out, each as it would be alone.
 
         Settings are those of `loquela.generation.settings`: `max_new_tokens`, `temperature`, `top_k`, `top_p`,
         `min_p`, `repetition_penalty`, `presence_penalty`, `frequency_penalty`, `logit_bias`, `stop`, `seed`, `n`,
-        `do_sample`, `sampler_order`. With `n` above 1 each prompt gives n completions, one after the other in a list.
-        `top` asks for that many alternatives with each token. A prompt longer than the context window raises
-        `ContextWindowError`, or with `truncate` is cut to its last tokens (`Completion.truncated` says by how many).
-        `adapter` names what is worn, or for a list of prompts what each wears. The text fits `json_schema`, or matches
-        `regex`, if one is given.
+        `do_sample`, `sampler_order`. With `n` above 1 each prompt gives n completions, one after the other in a list;
+        with `best_of` they are the best of so many. `top` asks for that many alternatives with each token. A prompt
+        longer than the context window raises `ContextWindowError`, or with `truncate` is cut to its last tokens
+        (`Completion.truncated` says by how many). `adapter` names what is worn, or for a list of prompts what each
+        wears. The text fits `json_schema`, or matches `regex`, if one is given. An `assistant_model` guesses ahead, or
+        with `prompt_lookup_num_tokens` what stands before does: the same distribution in less time.
         """
         chosen = self.settings(**settings)
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -211,13 +203,13 @@ class LanguageModel:
         if len(each) != len(prompts):
             raise UsageError(f"each prompt must have one adapter or None, but {len(prompts)} have {len(each)}")
         asked = constraint(self.tokenizer, json_schema=json_schema, regex=regex, end_ids=self.end_ids)
-        completions = []
+        draft, completions = self._draft(chosen, assistant_model, settings), []
         for text, name in zip(prompts, each, strict=True):
             with wearing(self.network, name):
                 ids, cut = self.fit(text, chosen, truncate=truncate)
                 runs = self.engine.of(self.network)
                 for completion in choices(
-                    runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked
+                    runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked, draft=draft
                 ):
                     completions.append(replace(completion, truncated=cut))
         return completions[0] if isinstance(prompt, str) and chosen.n == 1 else completions
@@ -231,19 +223,39 @@ class LanguageModel:
         adapter: str | EllipsisType | None = ...,
         json_schema: str | Mapping[str, Any] | None = None,
         regex: str | None = None,
+        assistant_model: LanguageModel | None = None,
+        speculation: Speculation | None = None,
         **settings: Any,
     ) -> Iterator[Piece]:
         """Complete a prompt (text, or token ids as they are) token by token; see `generate`.
 
-        Each piece has its log-probability and the `top` most probable tokens.
+        Each piece has its log-probability and the `top` most probable tokens. `speculation` counts what guessing ahead
+        brings, as it goes.
         """
         chosen, worn = self.settings(**settings), self._worn(adapter)
         with wearing(self.network, worn):
             ids, _ = self.fit(prompt, chosen, truncate=truncate)
             asked = constraint(self.tokenizer, json_schema=json_schema, regex=regex, end_ids=self.end_ids)
             runs = self.engine.of(self.network)
-            pieces = stream(runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked)
+            draft = self._draft(chosen, assistant_model, settings)
+            if draft is not None and speculation is not None:
+                draft.speculation = speculation
+            pieces = stream(
+                runs, self.tokenizer, ids, chosen, top=top, end_ids=self.end_ids, constraint=asked, draft=draft
+            )
         return self._each_wearing(worn, pieces)
+
+    def _draft(
+        self, chosen: GenerationSettings, assistant: LanguageModel | None, given: Mapping[str, Any]
+    ) -> Draft | None:
+        if assistant is None:
+            if "num_assistant_tokens" in given:
+                raise UsageError("num_assistant_tokens says how many tokens a draft guesses, but there is no draft")
+            return draft_of(chosen, self.network, self.tokenizer)
+        if assistant.adapter is not None:
+            raise UsageError("a draft must wear no adapter, but wears one: merge it first (loquela merge)")
+        runs = assistant.engine.of(assistant.network)
+        return draft_of(chosen, self.network, self.tokenizer, runs, assistant.tokenizer)
 
     def _each_wearing(self, worn: Names, pieces: Iterator[Piece]) -> Iterator[Piece]:
         """Wear adapters while a piece is computed, not while whoever asked for it has the turn."""
@@ -291,7 +303,3 @@ class LanguageModel:
             wrong = low if low < 0 else high
             raise UsageError(f"token ids must be from 0 to {self.network.vocab_size - 1}, but one is {wrong}")
         return tokens.reshape(-1, tokens.shape[-1]).to(next(self.network.parameters()).device, torch.int64)
-
-
-def _without(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in set(names)}

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from loquela.errors import UsageError
-from loquela.generation.completion import _StopWatch, choices, complete, prompt_ids, stream
+from loquela.generation.completion import choices, complete, prompt_ids, stream
+from loquela.generation.pieces import StopWatch
 from loquela.generation.settings import GenerationSettings
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -77,7 +78,7 @@ def test_where_a_text_is_cut_does_not_change_where_it_stops(text: str, stops: li
     if ends:
         end = min(ends)[0]
         expected = text[: end - max(length for e, length in ends if e == end)]
-    watch, shown, rest = _StopWatch(tuple(stops)), "", text
+    watch, shown, rest = StopWatch(tuple(stops)), "", text
     while rest and not watch.stopped:
         size = data.draw(st.integers(1, len(rest)))
         shown += watch.push(rest[:size])

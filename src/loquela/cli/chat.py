@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.options import AUTO, AdapterOption, EngineOption, QuantizeOption, generation_options, open_model
+from loquela.cli.options import (
+    AUTO,
+    AdapterOption,
+    DraftOption,
+    EngineOption,
+    QuantizeOption,
+    generation_options,
+    open_draft,
+    open_model,
+)
 from loquela.cli.output import note
 from loquela.cli.terminal import write
 from loquela.cli.threads import suit_threads
@@ -40,19 +49,21 @@ def chat(
     adapter: AdapterOption = None,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
+    draft: DraftOption = None,
     **settings: Any,
 ) -> None:
     """Talk to a model; /help shows what one can type. Each line that is typed or piped in is one turn."""
-    talk(open_model(model, engine, quantize, adapter), **settings)
+    language_model = open_model(model, engine, quantize, adapter)
+    talk(language_model, open_draft(draft, language_model, engine, quantize), **settings)
 
 
-def talk(model: LanguageModel, **settings: Any) -> None:
+def talk(model: LanguageModel, draft: LanguageModel | None = None, **settings: Any) -> None:
     """Answer each line until the input ends or says /quit. Replies go to stdout, all else to stderr.
 
     In a terminal an error is said and the talk goes on; from a pipe it ends the talk.
     """
     suit_threads(model)
-    conversation = Conversation(model, settings)
+    conversation = Conversation(model, settings, draft)
     interactive = sys.stdin.isatty()
     note(f"{conversation.manner} /help shows what you can type.")
     while True:
@@ -80,8 +91,8 @@ class Conversation:
     A model without a chat template only knows how to go on with a text: there the talk is one text, written in turns.
     """
 
-    def __init__(self, model: LanguageModel, settings: dict[str, Any]) -> None:
-        self.model, self.given = model, settings
+    def __init__(self, model: LanguageModel, settings: dict[str, Any], draft: LanguageModel | None = None) -> None:
+        self.model, self.given, self.draft = model, settings, draft
         self.template = model.tokenizer.chat_template
         self.turns: list[dict[str, str]] = []
         self.has_forgotten = False
@@ -105,7 +116,7 @@ class Conversation:
         answer = {"role": "assistant", "content": ""}
         seed = self.settings.seed + len(self.turns) // 2  # asked again, it may answer otherwise
         self.turns.append(answer)
-        for piece in self.model.stream(ids, top=0, **(self.given | {"seed": seed})):
+        for piece in self.model.stream(ids, top=0, assistant_model=self.draft, **(self.given | {"seed": seed})):
             answer["content"] += piece.text
             yield piece.text
 
@@ -131,8 +142,11 @@ class Conversation:
 
     def _checked(self, given: dict[str, Any]) -> GenerationSettings:
         settings = self.model.settings(**given)
-        if settings.n != 1:
-            raise UsageError(f"a talk has one answer to each line, so n must be 1, but is {settings.n}")
+        if settings.n != 1 or settings.best_of > 1:
+            raise UsageError(
+                "a talk has one answer to each line, which is shown as it comes: "
+                f"n must be 1, but is {settings.n}, and best_of must be left out, but is {settings.best_of}"
+            )
         return settings
 
     def _prompt(self) -> list[int]:

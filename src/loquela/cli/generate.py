@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.options import AUTO, AdapterOption, EngineOption, QuantizeOption, generation_options, open_model
+from loquela.cli.options import (
+    AUTO,
+    AdapterOption,
+    DraftOption,
+    EngineOption,
+    QuantizeOption,
+    generation_options,
+    open_draft,
+    open_model,
+    say_speculation,
+)
 from loquela.cli.output import note, print_json
 from loquela.cli.terminal import piped_text, write
 from loquela.cli.threads import suit_threads
@@ -36,6 +46,7 @@ def generate(
     adapter: AdapterOption = None,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
+    draft: DraftOption = None,
     **settings: Any,
 ) -> None:
     """Complete a prompt; the completion goes to stdout as it comes. A masked language model fills its [MASK]s.
@@ -43,21 +54,24 @@ def generate(
     One line end at the end of a piped prompt is left out. A setting that is not given has the value of the model's
     generation_config.json, else the default named here.
     """
+    from loquela.generation.decode import Speculation
+
     if prompt is None:
         prompt = piped_text("--prompt TEXT, or echo TEXT | loquela generate -m DIR").removesuffix("\n")
 
     language_model = open_model(model, engine, quantize, adapter)
     suit_threads(language_model)
     if language_model.network.kind == "encoder":
-        shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex}
+        shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex, "draft": draft}
         _fill(language_model, prompt, top, json, [*settings, *(name for name, value in shaping.items() if value)])
         return
     asked: dict[str, Any] = {"json_schema": None if json_schema is None else _read(json_schema), "regex": regex}
+    asked["assistant_model"] = open_draft(draft, language_model, engine, quantize)
     chosen = language_model.settings(**settings)
     ids, cut = language_model.fit(prompt, chosen, truncate=truncate)
     if cut:
         note(f"prompt cut to its last {len(ids)} tokens, {cut} dropped: the context window holds the completion too")
-    if json or chosen.n > 1:
+    if json or max(chosen.n, chosen.best_of) > 1:
         completions = language_model.generate([prompt], top=top if json else 0, truncate=truncate, **asked, **settings)
         if json:
             found = [completion.as_dict() for completion in completions]
@@ -65,12 +79,15 @@ def generate(
         else:
             write("\n---\n".join(completion.text for completion in completions) + "\n")
         longest = max(len(completion.tokens) for completion in completions)
+        speculation = completions[0].speculation
     else:
-        longest = 0
-        for piece in language_model.stream(ids, top=0, **asked, **settings):
+        longest, speculation = 0, Speculation()
+        for piece in language_model.stream(ids, top=0, speculation=speculation, **asked, **settings):
             write(piece.text)
             longest += 1
         write("\n")
+    if draft is not None or chosen.prompt_lookup_num_tokens:
+        say_speculation(speculation or Speculation())
     if len(ids) + longest == language_model.context_length and longest < chosen.max_new_tokens:
         note(f"stopped after {longest} tokens: the context window of {language_model.context_length} tokens is full")
 

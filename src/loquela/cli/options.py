@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from functools import wraps
 from pathlib import Path
@@ -16,8 +17,19 @@ from loquela.generation.settings import SETTINGS
 
 if TYPE_CHECKING:
     from loquela.api import LanguageModel
+    from loquela.generation.decode import Speculation
 
-__all__ = ["AUTO", "AdapterOption", "EngineOption", "QuantizeOption", "generation_options", "open_model"]
+__all__ = [
+    "AUTO",
+    "AdapterOption",
+    "DraftOption",
+    "EngineOption",
+    "QuantizeOption",
+    "generation_options",
+    "open_draft",
+    "open_model",
+    "say_speculation",
+]
 
 
 class _Engine(str, Enum):
@@ -40,6 +52,9 @@ QuantizeOption = Annotated[
 ]
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter to wear: what loquela tune writes, or PEFT.")
+]
+DraftOption = Annotated[
+    Path | None, typer.Option("--draft", metavar="DIR", help="A small model of the same vocabulary that guesses ahead.")
 ]
 
 _METAVARS = {int: "N", float: "X", bool: None, tuple: "TEXT", list: "JSON", dict: "JSON"}
@@ -95,3 +110,30 @@ def open_model(
         if not kernels_are_ready():
             note("compiling the engine's kernels for this processor, once: some ten seconds")
     return language_model
+
+
+def open_draft(
+    draft: Path | None, model: LanguageModel, engine: _Engine = AUTO, quantize: _Quantize | None = None
+) -> LanguageModel | None:
+    """Load the model that guesses for `model`, if there is one, to run as that does."""
+    if draft is None:
+        return None
+    from loquela.api import load
+    from loquela.engine.choosing import Engine
+    from loquela.errors import UsageError
+
+    found = load(draft, engine=engine.value, quantize=None if quantize is None else quantize.value)
+    if engine is AUTO and hasattr(type(model.engine.of(model.network)), "hidden_rows"):
+        compiled = Engine("compiled")  # small as it is: the kernels are there already
+        with suppress(UsageError):
+            compiled.of(found.network)
+            found.engine = compiled
+    return found
+
+
+def say_speculation(speculation: Speculation) -> None:
+    """Say on stderr what guessing ahead brought, where it was asked for."""
+    note(
+        f"{speculation.accepted} of {speculation.drafted} guessed tokens were right: "
+        f"{speculation.tokens_per_forward:.2f} tokens for each time that the model was run"
+    )

@@ -43,6 +43,10 @@ class MatcherGuide:
     def __init__(self, matcher: LLMatcher, end_ids: frozenset[int]) -> None:
         self._matcher, self._end_ids = matcher, end_ids
 
+    def fork(self) -> MatcherGuide:
+        """Return a guide that goes on from here by itself."""
+        return MatcherGuide(self._matcher.deep_copy(), self._end_ids)
+
     def allow(self, logits: Logits) -> Logits:
         """Return `logits` (vocab,) with -inf for every token that cannot come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)

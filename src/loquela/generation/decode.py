@@ -3,6 +3,12 @@
 The loop has one schedule, whoever runs it: a prompt is read in pieces that end at multiples of `CHUNK`, then come
 single tokens. So the same products of the same shapes are computed for a text alone, among others, or after a cache
 that was kept, and the same bits come out; a scheduler that serves many keeps to it (`loquela.engine.scheduler`).
+
+A `Drafter` guesses at tokens ahead (`loquela.generation.speculative`). The loop then reads the last token and the
+guesses together, which gives the logits after each, and goes on from the first guess that is wrong. A network whose
+states do not depend on what is read together, as a compiled one's, gives the very logits of single tokens. PyTorch's
+products round otherwise for other shapes: there logits differ by rounding (about 1e-6 of the largest), and a token can
+only differ where two are as good as equally probable.
 """
 
 from __future__ import annotations
@@ -10,21 +16,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 
 from loquela.errors import ContextWindowError, UsageError
-from loquela.generation.rules import History, Logits
-from loquela.generation.sampling import GenerationSettings, choose, distribution, uniform
+from loquela.generation.rules import Logits
+from loquela.generation.sampling import Guess
+from loquela.generation.settings import GenerationSettings
+from loquela.generation.writer import FinishReason, Guide, Step, Writer, log_probability
 from loquela.layers.cache import Cache
 from loquela.models.base import Network
 
 __all__ = [
     "CHUNK",
+    "Drafter",
     "FinishReason",
     "Guide",
+    "Speculation",
     "Step",
     "Writer",
     "check_room",
@@ -32,36 +41,59 @@ __all__ = [
     "evaluating",
     "generate_ids",
     "log_probability",
+    "logits_after",
     "prefill",
+    "read",
     "spans",
 ]
 
 CHUNK = 128
 """Positions of a prompt that are read together. Longer: others wait longer; shorter: slower products."""
 
-FinishReason = Literal["stop", "length"]
+
+@dataclass
+class Speculation:
+    """What guessing has brought so far; the token that follows the prompt's reading is not counted."""
+
+    drafted: int = 0
+    """Tokens that were guessed."""
+    accepted: int = 0
+    """Those of them that are part of the text."""
+    tokens: int = 0
+    forwards: int = 0
+    """How often the network was run for these tokens."""
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """1 where no guess was right."""
+        return self.tokens / self.forwards if self.forwards else 1.0
+
+    def since(self, before: Speculation) -> Speculation:
+        """Return what has come since `before`."""
+        return Speculation(
+            self.drafted - before.drafted,
+            self.accepted - before.accepted,
+            self.tokens - before.tokens,
+            self.forwards - before.forwards,
+        )
+
+    def as_dict(self) -> dict[str, float]:
+        """What `--json` prints."""
+        return {
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "forwards": self.forwards,
+            "tokens_per_forward": self.tokens_per_forward,
+        }
 
 
-class Guide(Protocol):
-    """What a text must become, as it grows; see `loquela.generation.constrain`."""
+class Drafter(Protocol):
+    """Guesses how one text goes on; see `loquela.generation.speculative`."""
 
-    def allow(self, logits: Logits) -> Logits:
-        """Return `logits` (vocab,) with -inf where a token would lead astray."""
+    speculation: Speculation
 
-    def take(self, token: int) -> bool:
-        """Go on by the token that was chosen; return whether the text is whole and nothing may follow."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One token: its id, and the logits (vocab,) that the model gave before the sampling rules."""
-
-    id: int
-    log_prob: float
-    """The model's own log-probability of the token, in nats, before the sampling rules."""
-    logits: Logits
-    finish_reason: FinishReason | None
-    """On the last token: `stop` for an end token, `length` when the tokens asked for or the window are used up."""
+    def draft(self, writer: Writer) -> Sequence[Guess]:
+        """Return guesses at the tokens after those that `writer` has: fewer than it has room for, or none."""
 
 
 def generate_ids(
@@ -73,6 +105,7 @@ def generate_ids(
     cache: Cache | None = None,
     choice: int = 0,
     guide: Guide | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[Step]:
     """Continue `prompt` (at least one id) until an end token, `max_new_tokens` or the end of the context window.
 
@@ -81,7 +114,9 @@ def generate_ids(
     one prompt. Raises `ContextWindowError` for a prompt that leaves no room.
     """
     prefix, cache, logits = prefill(network, prompt, cache)
-    yield from decode(network, prefix, logits, cache, settings, end_ids=end_ids, choice=choice, guide=guide)
+    yield from decode(
+        network, prefix, logits, cache, settings, end_ids=end_ids, choice=choice, guide=guide, drafter=drafter
+    )
 
 
 def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None) -> tuple[Sequence[int], Cache, Logits]:
@@ -100,8 +135,8 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
             cache, first = network.start(torch.tensor([prompt], device=next(network.parameters()).device))
         prefix = first[0].tolist()
     for start, end in spans(held, len(prefix)):
-        hidden = _read(network, prefix[start:end], cache)
-    return prefix, cache, _logits(network, hidden)
+        states = read(network, prefix[start:end], cache)
+    return prefix, cache, logits_after(network, states[-1:])[0]
 
 
 def check_room(prompt: int, window: int) -> None:
@@ -131,68 +166,52 @@ def decode(
     end_ids: frozenset[int] = frozenset(),
     choice: int = 0,
     guide: Guide | None = None,
+    drafter: Drafter | None = None,
 ) -> Iterator[Step]:
-    """The loop after `prefill`; `cache` holds the whole prefix and is extended in place."""
-    writer = Writer(prefix, settings, network.context_length, end_ids=end_ids, choice=choice, guide=guide)
-    while writer.going:
-        step = writer.take(logits)
-        yield step
-        if writer.going:
-            logits = _logits(network, _read(network, [step.id], cache))
+    """The loop after `prefill`; `cache` holds the whole prefix and is extended in place.
 
-
-class Writer:
-    """One completion as it grows: takes the logits of its next token, gives the token.
-
-    `going` says whether another one is to come.
+    Raises `UsageError` for a `drafter` beside a cache that cannot unread what was guessed wrong.
     """
-
-    def __init__(
-        self,
-        prefix: Sequence[int],
-        settings: GenerationSettings,
-        context_length: int,
-        *,
-        end_ids: frozenset[int] = frozenset(),
-        choice: int = 0,
-        guide: Guide | None = None,
-    ) -> None:
-        self.prefix, self.settings, self.end_ids, self.choice, self.guide = prefix, settings, end_ids, choice, guide
-        self.room = min(settings.max_new_tokens, context_length - len(prefix))
-        self.completion: list[int] = []
-        self.going = self.room > 0
-
-    def take(self, logits: Logits) -> Step:
-        """Choose the next token from the model's logits (vocab,)."""
-        position = len(self.completion)
-        last = position + 1 == self.room
-        allowed = logits if self.guide is None else self.guide.allow(logits)
-        history = History(self.prefix, self.completion, self.end_ids, last)
-        probabilities = distribution(allowed, history, self.settings)
-        token = choose(probabilities, uniform(self.settings.seed, self.choice, position))
-        self.completion.append(token)
-        whole = self.guide is not None and self.guide.take(token)
-        reason: FinishReason | None = "stop" if whole or token in self.end_ids else "length" if last else None
-        self.going = reason is None
-        return Step(token, log_probability(logits, token), logits, reason)
+    if drafter is not None and not cache.unreads:
+        raise UsageError(
+            f"guessing ahead needs a cache that can unread wrong guesses, but that of {network.config.model_type} "
+            "cannot: leave prompt_lookup_num_tokens and the draft model out"
+        )
+    writer = Writer(prefix, settings, network.context_length, end_ids=end_ids, choice=choice, guide=guide)
+    count = drafter.speculation if drafter is not None else Speculation()
+    start, rows, guesses = cache.length, [logits], list[Guess]()
+    while writer.going:
+        for row, guess in zip(rows, [*guesses, None], strict=True):
+            step = writer.take(row, guess)
+            right = guess is not None and step.id == guess.token
+            count.accepted += right
+            count.tokens += len(writer.completion) > 1
+            goes_on = right and writer.going
+            if guesses and not goes_on:
+                cache.truncate(start + len(writer.completion) - 1)
+            yield step
+            if not goes_on:
+                break
+        if writer.going:
+            guesses = [] if drafter is None else list(drafter.draft(writer))
+            rows = logits_after(network, read(network, [step.id, *(guess.token for guess in guesses)], cache))
+            count.drafted += len(guesses)
+            count.forwards += 1
 
 
-def log_probability(logits: Logits, token: int) -> float:
-    """Return the log of the softmax of `logits` (vocab,) at `token`."""
-    maximum = logits.max()
-    return float(logits[token] - maximum - np.log(np.exp(logits - maximum).sum()))
-
-
-def _read(network: Network, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
+def read(network: Network, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
+    """Return the hidden states (new, dim) of `tokens`, which come after what `cache` holds and extend it."""
     with evaluating(network):
         device = next(network.parameters()).device
-        return network.hidden(torch.tensor([tokens], device=device), cache=cache)[0, -1]
+        return network.hidden(torch.tensor([tokens], device=device), cache=cache)[0]
 
 
-def _logits(network: Network, hidden: torch.Tensor) -> Logits:
+def logits_after(network: Network, states: torch.Tensor) -> list[Logits]:
+    """Return the logits (vocab,) of what comes after each of the hidden `states` (new, dim)."""
     with evaluating(network):
-        logits: Logits = network.head(hidden).double().cpu().numpy()  # the head sees one position, not all
-    return logits
+        if len(states) == 1:  # as a scheduler computes it: the head sees one position
+            return [network.head(states[0]).double().cpu().numpy()]
+        return list(network.head(states).double().cpu().numpy())
 
 
 @contextmanager

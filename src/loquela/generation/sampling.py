@@ -18,7 +18,18 @@ from loquela.errors import LoquelaError, UsageError
 from loquela.generation.rules import RULES, History, Logits, softmax
 from loquela.generation.settings import SETTINGS, GenerationSettings
 
-__all__ = ["SETTINGS", "GenerationSettings", "History", "Stage", "choose", "distribution", "stages", "uniform"]
+__all__ = [
+    "SETTINGS",
+    "GenerationSettings",
+    "Guess",
+    "History",
+    "Stage",
+    "choose",
+    "distribution",
+    "stages",
+    "uniform",
+    "verified",
+]
 
 
 @dataclass(frozen=True)
@@ -63,9 +74,43 @@ def distribution(logits: npt.ArrayLike, history: History, settings: GenerationSe
     return softmax(row)
 
 
-def uniform(seed: int, choice: int, position: int) -> float:
-    """Return the number in [0, 1) that draws the token at `position` of completion number `choice`."""
-    digest = hashlib.blake2b(f"{seed}:{choice}:{position}".encode(), digest_size=8).digest()
+@dataclass(frozen=True)
+class Guess:
+    """A token that a draft proposes, and the probabilities (vocab,) it was drawn from; None: it could be no other."""
+
+    token: int
+    probabilities: Logits | None = None
+
+
+def verified(probabilities: Logits, guess: Guess) -> Logits:
+    """Return the distribution (vocab,) of the next token where a draft has guessed at it.
+
+    Speculative sampling (arXiv:2211.17192, 2302.01318): the guess x is kept with the probability min(1, p(x) / q(x));
+    else the token is drawn from where p, the model's `probabilities`, is above q, the draft's. Over all guesses that
+    is p. Both cases are one mixture here, so that one draw decides, the same as without a guess: where q is certain the
+    mixture is p itself, whether x is kept or not, and the very same token comes.
+    """
+    if guess.probabilities is None:
+        return probabilities
+    p, q = float(probabilities[guess.token]), float(guess.probabilities[guess.token])
+    mixture = np.maximum(probabilities - guess.probabilities, 0)
+    share = p / q if p < q and mixture.any() else 1.0
+    if share < 1:
+        mixture = (1 - share) * (mixture / mixture.sum())
+    else:
+        mixture[:] = 0
+    mixture[guess.token] = share
+    return mixture
+
+
+def uniform(seed: int, choice: int, position: int, draft: int | None = None) -> float:
+    """Return the number in [0, 1) that draws the token at `position` of completion number `choice`.
+
+    A draft that begins at position `draft` has numbers of its own: what becomes of a guess must not depend on how it
+    was drawn, nor one draft on another that was thrown away.
+    """
+    name = f"{seed}:{choice}:{position}" + ("" if draft is None else f":{draft}")
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53  # as many bits as a float64 holds
 
 

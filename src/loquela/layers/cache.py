@@ -58,6 +58,8 @@ class Cache:
 
     virtual: int = 0
     """How many of its first positions stand for no token: a soft prompt (`loquela.peft`)."""
+    unreads: bool = True
+    """Whether tokens read together become what they become one by one, and `truncate` undoes any of them."""
 
     def __init__(self, layers: int) -> None:
         self.layers = [KeyValueCache() for _ in range(layers)]
@@ -84,6 +86,8 @@ class CrossCache(Cache):
     `memory` holds one (k, v) pair per layer, each (batch, kv_heads, source, head_dim); `padding` (batch, source) is
     True where a source token is real.
     """
+
+    unreads = False  # it could, but what guesses ahead knows prompts that go on, not sources
 
     def __init__(self, memory: list[tuple[Tensor, Tensor]], padding: Tensor | None = None) -> None:
         super().__init__(len(memory))

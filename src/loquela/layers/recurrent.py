@@ -21,6 +21,8 @@ State = tuple[Tensor, ...]
 class StateCache(Cache):
     """The state of a recurrent network after the tokens read so far: of one size, however many they were."""
 
+    unreads = False
+
     def __init__(self) -> None:
         super().__init__(0)
         self.state: State | None = None

@@ -122,6 +122,8 @@ class FusedFeedForward(nn.Module):
 class ReplayCache(Cache):
     """A cache that remembers the tokens themselves, and which rows were rotated as long texts."""
 
+    unreads = False  # tokens read together across the original window are all rotated as a long text
+
     def __init__(self, layers: int) -> None:
         super().__init__(layers)
         self.tokens = torch.empty(0, 0, dtype=torch.long)  # (batch, length)

@@ -1,0 +1,102 @@
+"""One text as it grows: from the logits of its next token to the token."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from loquela.generation.rules import History, Logits
+from loquela.generation.sampling import Guess, choose, distribution, uniform, verified
+from loquela.generation.settings import GenerationSettings
+
+__all__ = ["FinishReason", "Guide", "Step", "Writer", "log_probability"]
+
+FinishReason = Literal["stop", "length"]
+
+
+class Guide(Protocol):
+    """What a text must become, as it grows; see `loquela.generation.constrain`."""
+
+    def allow(self, logits: Logits) -> Logits:
+        """Return `logits` (vocab,) with -inf where a token would lead astray."""
+
+    def take(self, token: int) -> bool:
+        """Go on by the token that was chosen; return whether the text is whole and nothing may follow."""
+
+    def fork(self) -> Guide:
+        """Return a guide that goes on from here by itself."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token: its id, and the logits (vocab,) that the model gave before the sampling rules."""
+
+    id: int
+    log_prob: float
+    """The model's own log-probability of the token, in nats, before the sampling rules."""
+    logits: Logits
+    finish_reason: FinishReason | None
+    """On the last token: `stop` for an end token, `length` when the tokens asked for or the window are used up."""
+
+
+class Writer:
+    """One completion as it grows: takes the logits of its next token, gives the token.
+
+    `going` says whether another one is to come.
+    """
+
+    def __init__(
+        self,
+        prefix: Sequence[int],
+        settings: GenerationSettings,
+        context_length: int,
+        *,
+        end_ids: frozenset[int] = frozenset(),
+        choice: int = 0,
+        guide: Guide | None = None,
+    ) -> None:
+        self.prefix, self.settings, self.end_ids, self.choice, self.guide = prefix, settings, end_ids, choice, guide
+        self.room = min(settings.max_new_tokens, context_length - len(prefix))
+        self.completion: list[int] = []
+        self.going = self.room > 0
+
+    def take(self, logits: Logits, guess: Guess | None = None) -> Step:
+        """Choose the next token from the model's logits (vocab,); a `guess` at it may be right."""
+        probabilities = self.distribution(logits)
+        if guess is not None:
+            probabilities = verified(probabilities, guess)
+        token = choose(probabilities, uniform(self.settings.seed, self.choice, len(self.completion)))
+        reason = self.add(token)
+        return Step(token, log_probability(logits, token), logits, reason)
+
+    def distribution(self, logits: Logits) -> Logits:
+        """Return the probabilities (vocab,) of the next token after the guide and the sampling rules."""
+        last = len(self.completion) + 1 == self.room
+        allowed = logits if self.guide is None else self.guide.allow(logits)
+        return distribution(allowed, History(self.prefix, self.completion, self.end_ids, last), self.settings)
+
+    def add(self, token: int) -> FinishReason | None:
+        """Go on by a token; return why the text ends with it, if it does."""
+        self.completion.append(token)
+        whole = self.guide is not None and self.guide.take(token)
+        full = len(self.completion) == self.room
+        reason: FinishReason | None = "stop" if whole or token in self.end_ids else "length" if full else None
+        self.going = reason is None
+        return reason
+
+    def fork(self) -> Writer:
+        """Return a writer that goes on from here by itself."""
+        other = copy.copy(self)
+        other.completion = list(self.completion)
+        other.guide = None if self.guide is None else self.guide.fork()
+        return other
+
+
+def log_probability(logits: Logits, token: int) -> float:
+    """Return the log of the softmax of `logits` (vocab,) at `token`."""
+    maximum = logits.max()
+    return float(logits[token] - maximum - np.log(np.exp(logits - maximum).sum()))
