@@ -47,6 +47,15 @@ def test_the_lecture_has_28_rows_each_whole_in_both_languages() -> None:
         assert row.live or (row.sees and row.more), f"row {row.number} shows nothing and says nothing of it"
 
 
+def test_the_page_has_what_a_row_points_to() -> None:
+    sections = (ROOT / "src/loquela/serving/page/js/main.js").read_text(encoding="utf-8")
+    for row in ROWS:
+        for tab in row.page[:1]:
+            assert f"  {tab}: {{ title:" in sections, row.number
+        assert set(row.page[1:]) <= set(PICTURES), row.number
+    assert sum(bool(row.page) for row in ROWS) > 24
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one_that_exists(command: str) -> None:
     """The verb's own parser takes the flags; pictures, options and keys of recipes are known names."""

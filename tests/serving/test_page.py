@@ -136,7 +136,7 @@ def test_presets_keyboard_stop_and_limits(page: Any) -> None:
     page.fill("#prompt", "The cat sat on the mat. " * 200)
     page.click("#go")
     page.locator("#notice", has_text="context window").wait_for()
-    for number, name in enumerate(("complete", "chat", "fewshot", "adapters", "inside", "tasks", "train"), 1):
+    for number, name in enumerate(("complete", "chat", "fewshot", "adapters", "inside", "tasks", "train", "tour"), 1):
         page.keyboard.press(f"Alt+{number}")
         page.locator(f"#tab-{name}[aria-selected=true]").wait_for()
 
@@ -263,6 +263,25 @@ def test_a_run_of_training_is_watched(page: Any, server: Running, tmp_path: Path
     shot(page, tmp_path)
 
 
+def test_the_tour_leads_to_where_a_concept_is_shown(page: Any, tmp_path: Path) -> None:
+    page.click("#tab-tour")
+    page.locator("#concept h2", has_text="1 · Generative AI").wait_for()
+    assert page.locator(".concepts li").count() == 28
+    page.click("#next-concept")
+    page.click("[aria-label=Language] button:has-text('Español')")
+    page.locator("#concept h2", has_text="2 · Qué es un modelo de lenguaje").wait_for()
+    page.click(".concepts button:has-text('Autoatención')")
+    shot(page, tmp_path)
+    page.click("#show-it")
+    page.locator("#figures[data-drawn=attention]").wait_for(timeout=60_000)  # on a text of its own: none was written
+    page.click("#tab-tour")
+    page.click(".concepts button:has-text('Tokenización')")
+    page.click("#show-it")
+    page.locator("#figures[data-drawn=tokens]").wait_for(timeout=60_000)
+    page.click("#tab-tour")
+    page.locator("#concept h2", has_text="8 · Tokenización").wait_for()
+
+
 def test_copied_saved_and_opened_again(page: Any, tmp_path: Path) -> None:
     complete(page)
     text = page.locator("#output").inner_text()
@@ -318,7 +337,7 @@ def test_on_a_phone_nothing_runs_out_of_the_page(browser: Any, server: Running, 
     opened.goto(server.url)
     opened.locator("html[data-ready=yes]").wait_for()
     assert opened.locator("html").get_attribute("data-theme") == "dark"
-    for name in ("complete", "chat", "fewshot", "adapters", "tasks", "train"):
+    for name in ("complete", "chat", "fewshot", "adapters", "tasks", "train", "tour"):
         opened.click(f"#tab-{name}")
         wide = opened.evaluate(
             "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > 361)"
@@ -330,7 +349,7 @@ def test_on_a_phone_nothing_runs_out_of_the_page(browser: Any, server: Running, 
 
 
 def test_every_control_has_a_name(page: Any) -> None:
-    for name in ("complete", "chat", "fewshot", "adapters", "tasks", "train"):
+    for name in ("complete", "chat", "fewshot", "adapters", "tasks", "train", "tour"):
         page.click(f"#tab-{name}")
         nameless = page.evaluate(
             """[...document.querySelectorAll("button, input, select, textarea")].filter((e) =>

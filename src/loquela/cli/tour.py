@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ __all__ = ["Row", "app", "rows"]
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
-_ROWS = Path(__file__).with_suffix(".yaml")
+_ROWS = Path(__file__).parent.parent / "serving" / "page" / "tour.json"
+"""Beside the page, which shows the same rows."""
 _WIDTH = 100
 
 
@@ -71,16 +73,16 @@ class Row:
     house: tuple[str, ...] = ()
     sees: Mapping[str, str] | None = None
     more: tuple[str, ...] = ()
+    page: tuple[str, ...] = ()
+    """The section of the page that shows it, and a picture where it is one of those."""
 
 
 def rows() -> list[Row]:
     """Return the rows of the lecture, in its order."""
-    import yaml
-
-    found: list[dict[str, Any]] = yaml.safe_load(_ROWS.read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = json.loads(_ROWS.read_text(encoding="utf-8"))
     made = []
     for number, row in enumerate(found, 1):
-        commands = {key: tuple(row.pop(key, ())) for key in ("live", "house", "more")}
+        commands = {key: tuple(row.pop(key, ())) for key in ("live", "house", "more", "page")}
         made.append(Row(number, **row, **commands))
     return made
 

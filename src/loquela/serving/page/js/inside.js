@@ -13,7 +13,12 @@ export function insideSection() {
   const own = el("textarea", { id: "inside-text", "aria-label": "Text to look into", placeholder: "Empty: the text of the request just made." });
   const figures = el("div", { id: "figures", "aria-live": "polite" });
   const options = el("div", { class: "row", id: "picture-options" });
-  let picture = state.about.pictures.some((p) => p.name === recall("picture", "tokens")) ? recall("picture", "tokens") : "tokens";
+  /** @param {string} otherwise */
+  const chosen = (otherwise) => {
+    const name = recall("picture", otherwise);
+    return state.about.pictures.some((p) => p.name === name) ? name : otherwise;
+  };
+  let picture = chosen("tokens");
   /** @type {Record<string, Record<string, string>>} */
   const given = {};
   const names = el(
@@ -91,6 +96,6 @@ export function insideSection() {
   own.addEventListener("change", () => void draw());
   return {
     node: el("section", { "aria-label": "Inside the model" }, names, options, el("details", {}, el("summary", {}, "Another text"), own), figures),
-    shown: () => choose(picture),
+    shown: () => choose(chosen(picture)), // another section may have chosen
   };
 }

@@ -11,6 +11,7 @@ import { insideSection } from "./inside.js";
 import { themed } from "./plot.js";
 import { keep, recall, settings, state } from "./state.js";
 import { tasksSection } from "./tasks.js";
+import { tourSection } from "./tour.js";
 import { trainSection } from "./train.js";
 
 /** @typedef {{node: HTMLElement, shown: () => void}} Section */
@@ -24,6 +25,7 @@ const SECTIONS = {
   inside: { title: "Inside", make: insideSection },
   tasks: { title: "Tasks", make: tasksSection },
   train: { title: "Train", make: trainSection },
+  tour: { title: "Tour", make: tourSection },
 };
 /** @type {Record<string, Section>} */
 const made = {};
