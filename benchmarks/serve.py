@@ -2,11 +2,13 @@
 
     python benchmarks/serve.py                    # a 7M LLaMA shape with random weights, 1, 4, 16 and 64 callers
     python benchmarks/serve.py --shape 88M --clients 1 4 16
+    python benchmarks/serve.py --only-adapters --shape 88M   # eight adapters in the mix against one and none: 2 minutes
 
 Each caller asks, reads the stream to its end, and asks again. Figures: tokens per second of all callers together, and
-the time to the first token of a request. Peers take turns; the median of the rounds counts. Then eight adapters in the
-mix against one. llama.cpp's server takes part where `llama-cpp-python[server]` is installed (it serves one at a time);
-the loop over transformers generates for one caller after the other, as a first server of one's own would.
+the time to the first token of a request. Peers take turns; the median of the rounds counts. Then eight callers, each
+with an adapter of its own (LoRA of rank 16 on every matrix), against the same with one adapter, and with none.
+llama.cpp's server takes part where `llama-cpp-python[server]` is installed (it serves one at a time); the loop over
+transformers generates for one caller after the other, as a first server of one's own would.
 """
 
 from __future__ import annotations
@@ -41,8 +43,12 @@ PROMPT = "First Citizen: Before we proceed any further, hear me speak. All: Spea
 NEW = 48
 
 
+ADAPTERS = [f"a{number}" for number in range(8)]
+CALLERS = 8
+
+
 def make(directory: Path, shape: str) -> None:
-    """A model of random weights with a tokenizer, once more as GGUF, and eight LoRA adapters."""
+    """A model of random weights with a tokenizer, and eight LoRA adapters that change what it writes."""
     import torch
 
     from loquela import peft
@@ -61,9 +67,9 @@ def make(directory: Path, shape: str) -> None:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.05, generator=generator)
     save_model(network, tokenizer, directory / "model")
-    for number in range(8):
-        name = f"a{number}"
-        peft.attach(network, peft.config_for("lora", r=8), name, seed=number)
+    for number, name in enumerate(ADAPTERS):
+        config = peft.config_for("lora", r=16, target_modules="all-linear", init_lora_weights=False)
+        peft.attach(network, config, name, seed=number)
         peft.save_adapter(network, name, directory / name, base=str(directory / "model"))
 
 
@@ -229,11 +235,38 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=16, help="of all callers together, in a round")
     parser.add_argument("--engine", choices=("auto", "torch", "compiled"), default="auto")
+    parser.add_argument("--only-adapters", action="store_true", help="Measure what adapters cost, and no peers.")
     parser.add_argument("--no-record", action="store_true", help="Print only; leave RESULTS.md as it is.")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+    lines: list[str] = []
+    result: dict[str, Any] = {"shape": arguments.shape}
+    with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         make(directory, arguments.shape)
+        if not arguments.only_adapters:
+            found = servers(directory, arguments)
+            lines += table(found, arguments.clients)
+            result["servers"] = found
+        result["adapters"] = worn = adapters(directory, arguments)
+    rates = {name: figures[str(CALLERS)]["tokens_per_second"] for name, figures in worn.items()}
+    result["eight_to_one"] = rates["eight adapters"] / rates["one adapter"]
+    result["eight_to_none"] = rates["eight adapters"] / rates["no adapter"]
+    lines.append(
+        f"{CALLERS} callers with eight LoRA adapters (rank 16, every matrix) in the mix: "
+        f"{rates['eight adapters']:.1f} tok/s, {result['eight_to_one']:.0%} of the throughput with one, "
+        f"{result['eight_to_none']:.0%} of that with none."
+    )
+    print(machine(), *lines, sep="\n")
+    if not arguments.no_record:
+        command_line = f"python benchmarks/serve.py {' '.join(sys.argv[1:])}".strip()
+        what = "Eight adapters in the mix" if arguments.only_adapters else "Many callers"
+        record(f"{what}, {arguments.shape} LLaMA shape, float32", command_line, lines, result)
+    print(json.dumps(result))
+
+
+def servers(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Our server and its peers, in turn."""
+    with contextlib.ExitStack() as stack:
         bias = {"0": -100}
         ours = stack.enter_context(process(our_command(directory, engine=arguments.engine)))
         peers: list[Peer] = [HttpPeer("loquela", ours, ["model"], bias)]
@@ -257,28 +290,25 @@ def main() -> None:
             peers.append(HttpPeer("llama.cpp server", stack.enter_context(process(command)), ["model"], bias))
         with contextlib.suppress(ImportError):
             peers.append(LoopPeer(directory / "model"))
-        found = asyncio.run(contest(peers, arguments.clients, arguments.rounds, arguments.requests))
-        names = [f"a{number}" for number in range(8)]
-        with process(our_command(directory, *names, engine=arguments.engine)) as port:
-            mixed: list[Peer] = [
-                HttpPeer("one adapter", port, ["a0"], bias),
-                HttpPeer("eight adapters", port, names, bias),
-            ]
-            adapters = asyncio.run(contest(mixed, [16], arguments.rounds, arguments.requests))
-    rates = {name: adapters[name]["16"]["tokens_per_second"] for name in adapters}
-    ratio = rates["eight adapters"] / rates["one adapter"]
+        return asyncio.run(contest(peers, arguments.clients, arguments.rounds, arguments.requests))
+
+
+def adapters(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One of our servers, asked for no adapter, for one, and for eight, in turn."""
+    with process(our_command(directory, *ADAPTERS, engine=arguments.engine)) as port:
+        bias = {"0": -100}
+        asked = {"no adapter": ["model"], "one adapter": ADAPTERS[:1], "eight adapters": ADAPTERS}
+        peers: list[Peer] = [HttpPeer(name, port, models, bias) for name, models in asked.items()]
+        return asyncio.run(contest(peers, [CALLERS], arguments.rounds, max(arguments.requests, 2 * CALLERS)))
+
+
+def table(found: dict[str, Any], clients: list[int]) -> list[str]:
     lines = ["| callers | " + " | ".join(f"{name}: tok/s (first token, s)" for name in found) + " |"]
     lines.append("|---" * (1 + len(found)) + "|")
-    for count in map(str, arguments.clients):
+    for count in map(str, clients):
         cells = [f"{f[count]['tokens_per_second']:.1f} ({f[count]['first_token_seconds']:.3f})" for f in found.values()]
         lines.append(f"| {count} | " + " | ".join(cells) + " |")
-    lines += ["", f"16 callers with eight LoRA adapters in the mix: {ratio:.0%} of the throughput with one."]
-    print(machine(), *lines, sep="\n")
-    result = {"servers": found, "adapters": adapters, "eight_to_one": ratio, "shape": arguments.shape}
-    if not arguments.no_record:
-        command_line = f"python benchmarks/serve.py {' '.join(sys.argv[1:])}".strip()
-        record(f"Many callers, {arguments.shape} LLaMA shape, float32", command_line, lines, result)
-    print(json.dumps(result))
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

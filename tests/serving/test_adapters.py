@@ -87,6 +87,34 @@ def test_each_gives_what_it_gives_alone(
         torch.testing.assert_close(torch.tensor([vector]), model.embed("The cat", adapter=name), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_in_one_batch_of_the_compiled_engine(
+    quantize: Any, start: Callable[..., Running], model_directory: Path, adapters: dict[str, Path]
+) -> None:
+    """Two are there from the start, one is loaded later; all write beside each other what the library writes."""
+    given = {name: adapters[name] for name in ("low", "soft")}
+    server = start(model_directory, engine="compiled", quantize=quantize, adapters=given, admin_key=ADMIN)
+    model = loquela.load(model_directory, adapter=adapters, engine="compiled", quantize=quantize)
+    expected = {
+        name: model.generate("The cat", adapter=name, max_new_tokens=20, seed=0, temperature=1.0, top_k=0).text
+        for name in (None, *adapters)
+    }
+    found: dict[str | None, str] = {}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        body = {"lora_name": "ahead", "lora_path": str(adapters["ahead"])}
+        assert client.post("/v1/load_lora_adapter", json=body, headers=KEY).status_code == 200
+        threads = [threading.Thread(target=lambda n=name: found.update({n: text(client, n)})) for name in expected]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == expected
+        assert len(set(expected.values())) == len(expected)
+        gone = client.post("/v1/unload_lora_adapter", json={"lora_name": "ahead"}, headers=KEY)
+        assert gone.status_code == 200, gone.text
+        assert "ahead" not in {card["id"] for card in client.get("/v1/models").json()["data"]}
+
+
 def test_the_list_says_whose_they_are(http: tuple[httpx.Client, Running]) -> None:
     client, _ = http
     cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
