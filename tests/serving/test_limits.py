@@ -36,12 +36,15 @@ COMMON: list[dict[str, Any]] = [
     {"regex": "a", "response_format": {"type": "json_object"}},
     {"unknown": 1},
     {"num_beams": 2},
+    {"prompt_lookup_num_tokens": 3},
     {"sampler_order": ["top_k"]},
 ]
 ONLY_COMPLETION: list[dict[str, Any]] = [
     *({"prompt": x} for x in ([], [[]], [""] * 65, [-1], [HUGE], [99999], [["a"]], [1, "a"], None, 7, {}, [1] * 600)),
     *({"logprobs": x} for x in (-1, 21, True, HUGE)),
-    *({"best_of": x} for x in (0, 2, HUGE)),
+    *({"best_of": x} for x in (0, 17, HUGE)),
+    {"best_of": 2, "n": 3},
+    {"best_of": 2, "stream": True},
     *({"suffix": x} for x in (7, [])),
     {"prompt": [1, 2], "suffix": "x"},
     {"echo": "yes"},

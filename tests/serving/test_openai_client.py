@@ -166,6 +166,23 @@ def test_embeddings(client: openai.OpenAI, model: LanguageModel) -> None:
     assert [e.embedding for e in one.data] == [several.data[1].embedding]
 
 
+def test_the_best_of_several(client: openai.OpenAI, model: LanguageModel) -> None:
+    settings: dict[str, Any] = {"temperature": 1.3, "seed": 3}
+    expected = [
+        model.generate(prompt, max_new_tokens=12, top_k=0, n=2, best_of=5, **settings) for prompt in ("The cat", "A")
+    ]
+    answer = client.completions.create(
+        model="tiny", prompt=["The cat", "A"], max_tokens=12, n=2, best_of=5, logprobs=0, **settings
+    )
+    assert [choice.text for choice in answer.choices] == [c.text for row in expected for c in row]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    means = [sum(c.logprobs.token_logprobs) / len(c.logprobs.token_logprobs) for c in answer.choices]
+    assert means[0] >= means[1]
+    assert means[2] >= means[3]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > sum(len(c.tokens) for row in expected for c in row), "all that were written"
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "loquela"
@@ -184,8 +201,10 @@ def test_errors_are_openai_s(client: openai.OpenAI) -> None:
         client.completions.create(model="tiny", prompt="The", extra_body={"temprature": 1})
     assert unknown.value.code == "unknown_parameter"
     assert unknown.value.param == "temprature"
-    with pytest.raises(openai.BadRequestError, match="best_of"):
-        client.completions.create(model="tiny", prompt="The", best_of=3)
+    with pytest.raises(openai.BadRequestError, match="best_of must be at least n, which is 3, but is 2"):
+        client.completions.create(model="tiny", prompt="The", n=3, best_of=2)
+    with pytest.raises(openai.BadRequestError, match="best_of judges whole texts, so they cannot be streamed"):
+        client.completions.create(model="tiny", prompt="The", best_of=2, stream=True)
     with pytest.raises(openai.BadRequestError, match="tools"):
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "?"}], tools=[])
     with pytest.raises(openai.BadRequestError, match="below"):

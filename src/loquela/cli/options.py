@@ -119,11 +119,11 @@ def open_draft(
     if draft is None:
         return None
     from loquela.api import load
-    from loquela.engine.choosing import Engine
+    from loquela.engine.choosing import Engine, compiled_already
     from loquela.errors import UsageError
 
     found = load(draft, engine=engine.value, quantize=None if quantize is None else quantize.value)
-    if engine is AUTO and hasattr(type(model.engine.of(model.network)), "hidden_rows"):
+    if engine is AUTO and compiled_already(model.engine.of(model.network)):
         compiled = Engine("compiled")  # small as it is: the kernels are there already
         with suppress(UsageError):
             compiled.of(found.network)

@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from loquela.engine.requests import Request, Scores, Written
-from loquela.generation.completion import Alternative
+from loquela.generation.completion import Alternative, best
 from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_ids
 from loquela.serving.owners import owner_of
@@ -33,6 +33,8 @@ async def complete(served: Served, http: HttpRequest, body: CompletionRequest) -
     adapter = served.adapter(body.model)
     max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     settings = served.settings(body, max_tokens)
+    kept, written = settings.n, _written(body, settings.n)
+    settings = settings.replace(n=written)
     constraint = await served.constraint(body)
     requests, echoes = [], []
     for prompt in _prompts(body.prompt):
@@ -51,7 +53,7 @@ async def complete(served: Served, http: HttpRequest, body: CompletionRequest) -
         requests.append(request)
         echoes.append(text if body.echo else "")
     run = Run(served, requests)
-    answer = _Answer(served, body, run, settings.n, echoes, served.name if adapter is None else adapter)
+    answer = _Answer(served, body, run, written, kept, echoes, served.name if adapter is None else adapter)
     if body.stream:
         return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
     return JSONResponse(await until_left(http, answer.whole(), run.cancel))
@@ -61,6 +63,18 @@ def usage(run: Run) -> dict[str, int]:
     """Return OpenAI's usage object of a call that has ended."""
     spent = {"prompt_tokens": run.prompt_tokens, "completion_tokens": run.completion_tokens}
     return spent | {"total_tokens": sum(spent.values())}
+
+
+def _written(body: CompletionRequest, n: int) -> int:
+    """Return how many texts are written of each prompt."""
+    written = n if body.best_of is None else body.best_of
+    if written < n:
+        raise ApiError(400, f"best_of must be at least n, which is {n}, but is {written}", param="best_of")
+    if written > n and body.stream:
+        raise ApiError(
+            400, "best_of judges whole texts, so they cannot be streamed: leave out one of both", param="best_of"
+        )
+    return written
 
 
 def _prompts(prompt: Any) -> list[str | list[int]]:
@@ -93,15 +107,18 @@ class _Choice:
         default_factory=lambda: {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     )
     reason: str | None = None
+    log_prob: float = 0.0
+    """Sum over the tokens that were written."""
+    tokens: int = 0
 
 
 class _Answer:
-    """Turns the events of a run into OpenAI's objects."""
+    """Turns the events of a run into OpenAI's objects: of the `n` texts of each prompt the `kept` best."""
 
     def __init__(
-        self, served: Served, body: CompletionRequest, run: Run, n: int, echoes: Sequence[str], model: str
+        self, served: Served, body: CompletionRequest, run: Run, n: int, kept: int, echoes: Sequence[str], model: str
     ) -> None:
-        self._served, self._run, self._n, self._echoes = served, run, n, echoes
+        self._served, self._run, self._n, self._kept, self._echoes = served, run, n, kept, echoes
         self._wants_logprobs = body.logprobs is not None
         self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time())}
         self._head["model"] = model
@@ -124,9 +141,16 @@ class _Answer:
                 "logprobs": choice.logprobs if self._wants_logprobs else None,
                 "finish_reason": choice.reason or "length",
             }
-            for index, choice in enumerate(self._choices)
+            for index, choice in enumerate(self._best())
         ]
         return self._head | {"choices": choices, "usage": usage(self._run)}
+
+    def _best(self) -> list[_Choice]:
+        if self._kept == self._n:
+            return self._choices
+        each = [self._choices[start : start + self._n] for start in range(0, len(self._choices), self._n)]
+        ranked = (best(texts, self._kept, [text.log_prob / max(1, text.tokens) for text in texts]) for texts in each)
+        return [choice for texts in ranked for choice in texts]
 
     async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """Yield the answer as it comes."""
@@ -151,7 +175,9 @@ class _Answer:
             if isinstance(event, Written):
                 piece, index = event.piece, number * self._n + event.choice
                 yield index, piece.text, self._logprobs(index, piece), piece.finish_reason
-                self._choices[index].length += len(piece.text)
+                choice = self._choices[index]
+                choice.length += len(piece.text)
+                choice.log_prob, choice.tokens = choice.log_prob + piece.log_prob, choice.tokens + 1
 
     def _logprobs(self, index: int, piece: Any) -> dict[str, list[Any]] | None:
         if not self._wants_logprobs:

@@ -87,7 +87,9 @@ class CompletionRequest(Writing):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="Log-probabilities of the tokens, and of so many alternatives to each."
     )
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Not offered: 1 only.")
+    best_of: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        None, description="Write so many and give the n with the highest log-probability per token; not streamed."
+    )
 
 
 class TextPart(Strict):

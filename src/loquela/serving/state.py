@@ -198,9 +198,8 @@ class Served:
             )
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-        return self.model.settings(
-            **given, max_new_tokens=max_new_tokens, stop=stop, seed=seed, n=body.n or 1, num_beams=1
-        )
+        alone = {"num_beams": 1, "best_of": 0, "prompt_lookup_num_tokens": 0}  # not for texts written among others
+        return self.model.settings(**given, max_new_tokens=max_new_tokens, stop=stop, seed=seed, n=body.n or 1, **alone)
 
     async def constraint(self, body: Writing) -> Constraint | None:
         """Return what the text must fit, if a request asks for it; a large schema takes its time in another thread."""
