@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loquela.data.builder import build
+from loquela.data.gather import Gathering
 from loquela.data.readers import Piece
-from loquela.errors import UsageError
-from loquela.evaluation.contamination import item_texts, overlap, report, training_pieces, words
+from loquela.errors import DataError, UsageError
+from loquela.evaluation import contamination
+from loquela.evaluation.contamination import (
+    built_pieces,
+    item_texts,
+    overlap,
+    overlap_of,
+    report,
+    training_pieces,
+    words,
+)
 from loquela.evaluation.local import LocalSubject
 from loquela.evaluation.run import evaluate, prepare_task
 from loquela.evaluation.task import Data, Task
+from loquela.text.tokenizer import Tokenizer
 
 VOCABULARY = [f"w{i}" for i in range(4)]
 texts = st.lists(st.sampled_from(VOCABULARY), max_size=20).map(" ".join)
@@ -98,3 +112,61 @@ def test_training_files_of_any_form(tmp_path: Path) -> None:
         "c.jsonl": ["user\nhello there"],
         "d.jsonl": ["a document"],
     }
+
+
+SENTENCE = "el viejo zorro cruzó la calle sin mirar y luego volvió a su casa muy tarde"
+LEARNT = [f"{SENTENCE} número {i}, über 東京 café don't stop. " * 3 for i in range(30)]
+
+
+@pytest.fixture(scope="module", params=["bpe", "wordpiece", "unigram"])
+def shards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What data build makes of documents, one of which is long, in several shards."""
+    directory = tmp_path_factory.mktemp("shards")
+    (directory / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in [*LEARNT, " ".join(LEARNT)]),
+        encoding="utf-8",
+    )
+    special = ("[UNK]", "<|endoftext|>") if request.param != "bpe" else ("<|endoftext|>",)
+    tokenizer = Tokenizer.train(request.param, LEARNT, 380, special_tokens=special)
+    gathering = Gathering([str(directory / "texts.jsonl")])
+    build(gathering, tokenizer, directory / "built", near=None, validation_fraction=0, shard=2000, processes=1)
+    return directory / "built"
+
+
+@pytest.mark.parametrize("window", [40, 300, 1 << 16])
+def test_words_of_shards_are_those_of_their_documents(
+    shards: Path, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever number of tokens is decoded at once, no word is cut, lost or told twice."""
+    monkeypatch.setattr(contamination, "_TOKENS", window)
+    pieces, tokenizer = built_pieces(shards)
+    found: list[list[str]] = [[]]
+    for piece in pieces:
+        found[-1] += words(piece.text)
+        if piece.ends_document:
+            found.append([])
+    expected = [words(tokenizer.decode(tokenizer.encode(text))) for text in [*LEARNT, " ".join(LEARNT)]]
+    assert found[:-1] == expected
+    assert not found[-1]
+
+
+def test_items_are_found_in_shards(shards: Path, tmp_path: Path) -> None:
+    learnt = "CRUZÓ la calle sin mirar, y luego volvió a su casa"
+    items = {0: [learnt], 1: [learnt.replace("casa", "calle")], 2: ["sin mirar"], 3: ["x", f"-- {SENTENCE} número 7!"]}
+    found = overlap_of(items, [shards])
+    assert found.contaminated == {0, 3}
+    assert found.unchecked == {2}
+    assert found.checked == 3
+    (tmp_path / "more.txt").write_text(f"a {items[1][0]} b", encoding="utf-8")
+    both = overlap_of(items, [tmp_path / "more.txt", shards])
+    assert both.contaminated == {0, 1, 3}
+    assert both.training_words == found.training_words + len(words(items[1][0])) + 2
+
+
+def test_damaged_shards_are_refused(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards, tmp_path / "copy")
+    part = next((tmp_path / "copy").glob("train-*.bin"))
+    *kept, last = part.read_bytes()
+    part.write_bytes(bytes([*kept, last ^ 1]))
+    with pytest.raises(DataError, match="data build"):
+        overlap_of({0: [SENTENCE]}, [tmp_path / "copy"])

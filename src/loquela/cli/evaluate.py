@@ -49,7 +49,8 @@ def evaluate(
     hub: Annotated[bool, typer.Option(help="Take the rows from the Hugging Face Hub.")] = False,
     log: Annotated[Path | None, typer.Option(help="Keep a record per item in this .jsonl; goes on from it.")] = None,
     contamination: Annotated[
-        list[Path] | None, typer.Option(help="Training text in which test items are looked for.")
+        list[Path] | None,
+        typer.Option(help="Training text, or what data build made: are test items in it?"),
     ] = None,
     chart: Annotated[Path | None, typer.Option(help="Draw score against shots in this .html.")] = None,
     allow_code_execution: Annotated[bool, typer.Option(help="Run programs that the model writes.")] = False,
@@ -180,11 +181,9 @@ def _versus(
         extra[name]["versus"] = {"model": other, **compare(one.task, found.results[name], theirs.results[name])}
 
 
-def _contamination(files: list[Path], prepared: list[Prepared], found: Evaluation, extra: dict[str, Any]) -> None:
-    from itertools import chain
-
+def _contamination(sources: list[Path], prepared: list[Prepared], found: Evaluation, extra: dict[str, Any]) -> None:
     from loquela.data.readers import read_pieces
-    from loquela.evaluation.contamination import item_texts, overlap, report, training_pieces
+    from loquela.evaluation.contamination import item_texts, overlap_of, report
 
     for one in prepared:
         if one.task.kind == "perplexity":
@@ -192,9 +191,9 @@ def _contamination(files: list[Path], prepared: list[Prepared], found: Evaluatio
             items = {i: [line] for i, line in enumerate(text.split("\n")) if line.strip()}
         else:
             items = item_texts(one.task, one.rows)
-        pieces = chain.from_iterable(training_pieces(file) for file in files)
-        shared = overlap(items, pieces)
-        extra[one.task.name]["contamination"] = report(one.task, found.results[one.task.name], shared)
+        extra[one.task.name]["contamination"] = report(
+            one.task, found.results[one.task.name], overlap_of(items, sources)
+        )
 
 
 def _curve(

@@ -23,7 +23,17 @@ from loquela.data.shards import Corpus, TokenFile
 from loquela.errors import CheckpointError, DataError
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["RECORD", "TOKENIZER", "Shards", "dtype_of", "is_built", "open_built", "write_record", "write_split"]
+__all__ = [
+    "RECORD",
+    "TOKENIZER",
+    "Shards",
+    "document_ends",
+    "dtype_of",
+    "is_built",
+    "open_built",
+    "write_record",
+    "write_split",
+]
 
 RECORD, TOKENIZER = "corpus.json", "tokenizer"
 _FORMAT = 2
@@ -127,6 +137,12 @@ def open_built(directory: str | Path) -> tuple[Corpus, Tokenizer]:
         return Corpus(train, validation, list(record["notes"])), Tokenizer.load(directory / TOKENIZER)
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{directory} must be as `loquela data build` made it, but is not: {error}") from None
+
+
+def document_ends(directory: str | Path, split: str) -> npt.NDArray[np.int64]:
+    """Return where each document of a split ends (documents,), in tokens from its beginning; memory-mapped."""
+    path = Path(directory) / f"{split}.index"
+    return np.memmap(path, dtype="<i8", mode="r") if path.stat().st_size else np.empty(0, dtype=np.int64)
 
 
 def _opened(directory: Path, split: Mapping[str, Any], dtype: str) -> TokenFile:
