@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 ARGS   ?=
 
-.PHONY: run test check setup soak models clean
+.PHONY: run test check setup soak models docs clean
 .DEFAULT_GOAL := run
 
 run: setup          ## train a model on a text, then talk to it; ARGS="--no-chat", ARGS="my.txt" …
@@ -25,6 +25,10 @@ soak: $(VENV)/.dev  ## the full counts of the reliability checks; hours
 models: $(VENV)/.run  ## make the models in the package again, from the texts in DATA; about two hours of one core
 	@test -n "$(DATA)" || { echo "make models needs the texts: make models DATA=DIRECTORY (recipes/house/cards.yaml names them)"; exit 1; }
 	@$(BIN)/python recipes/house/make.py --data "$(DATA)" --output runs/house/models $(ARGS)
+
+docs: $(VENV)/.dev  ## the documentation site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server --directory build/site"
 
 setup: $(VENV)/.run
 
