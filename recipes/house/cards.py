@@ -60,7 +60,7 @@ def card(
         "## Measured",
         "",
         "On text that the training did not see, with the weights as they are shipped (float16 on the disk, computed in",
-        "float32); what it writes itself, at the default settings.",
+        "float32); what it writes itself, with the settings of its generation_config.json.",
         "",
         "| | |",
         "|---|---|",
@@ -72,7 +72,7 @@ def card(
         "",
     ]
     for prompt, answer in samples:
-        lines += ["> " + "\n> ".join(f"**{prompt.strip()}** {answer.strip()}".splitlines()), ""]
+        lines += ["> " + "\n> ".join(f"**{prompt.strip()}**{answer.rstrip()}".splitlines()), ""]
     return "\n".join([*lines, "## Limits", "", said["limits"], ""])
 
 
