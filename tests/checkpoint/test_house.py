@@ -12,6 +12,7 @@ from loquela import peft
 from loquela.checkpoint import house
 from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.store import load_model
+from loquela.cli import play
 from loquela.cli.serve import adapters_of
 from loquela.errors import CheckpointError, UsageError
 
@@ -39,6 +40,13 @@ def test_a_path_that_exists_wins_over_a_name(own_house: Path) -> None:
     assert resolve("tales") == Path("tales")
     with pytest.raises(CheckpointError, match=r"must have a config\.json"):
         load_model("tales")
+
+
+def test_what_is_shipped_is_found_beside_a_path_of_its_name(own_house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(play, "SHIPPED", "tales")
+    assert play.shipped_model() == "tales"
+    Path("tales").mkdir()
+    assert play.shipped_model() == str(own_house / "tales")
 
 
 @pytest.mark.parametrize("name", ["tale", "adapters", ".", "..", "tales/", "./tales", "elsewhere/../tales"])

@@ -43,11 +43,14 @@ def play(
 
 
 def shipped_model() -> str:
-    """Return the name of the model that the package opens by itself; raises `UsageError` where it came without."""
+    """Return the model that the package opens by itself, by its name where no path of that name is in the way.
+
+    Raises `UsageError` where the package came without.
+    """
     from loquela.checkpoint import house
 
     if SHIPPED not in house.model_names():
         raise UsageError(
             "this package came without a model, so name one: loquela play -m DIR (loquela quickstart makes one)"
         )
-    return SHIPPED
+    return str(house.HOUSE / SHIPPED) if Path(SHIPPED).exists() else SHIPPED
