@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -260,3 +261,17 @@ def test_settings_are_checked(llama: LocalSubject, rows_file: Write, questions: 
             evaluate(llama, task_of(path), data_dir=path.parent, **settings)
     with pytest.raises(UsageError, match="two are called quiz"):
         evaluate(llama, [task_of(path), task_of(path)], data_dir=path.parent)
+
+
+def test_perplexity_of_completions_is_per_token(writer: LocalSubject, rows_file: Callable[..., Path]) -> None:
+    rows = [{"prompt": f"the cat {i}", "completion": " sat on the mat" * (1 + i % 3)} for i in range(6)]
+    result = evaluate(writer, rows_file(rows)).results["set"]
+    found = [writer.likelihoods(row["prompt"], [row["completion"]])[0] for row in rows]
+    loss, tokens = -sum(one.log_prob for one in found), sum(one.tokens for one in found)
+    assert result.scores["perplexity"] == pytest.approx(math.exp(loss / tokens))
+    assert result.scores["bits_per_byte"] == pytest.approx(
+        loss / math.log(2) / sum(len(row["completion"]) for row in rows)
+    )
+    low, high = result.intervals["perplexity"]
+    assert low <= result.scores["perplexity"] <= high
+    assert "target_perplexity" not in result.scores

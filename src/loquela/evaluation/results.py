@@ -110,7 +110,7 @@ def summarise(task: Task, records: Sequence[Record], notes: Sequence[str] = ()) 
     if task.kind == "choice":
         _labels(task, records, scores, intervals)
     if task.kind == "next_word" and "log_prob" in records[0]:
-        _next_word(records, scores, intervals)
+        _next_word(task, records, scores, intervals)
     if "answer" in records[0]:
         _corpus(task, records, scores, intervals)
     metric = next((name for name in task.metrics if name in scores), next(iter(scores)))
@@ -145,16 +145,25 @@ def _labels(
             )
 
 
-def _next_word(records: Sequence[Record], scores: dict[str, float], intervals: dict[str, tuple[float, float]]) -> None:
-    """Add perplexity per target, and bits per byte of the targets."""
+def _next_word(
+    task: Task, records: Sequence[Record], scores: dict[str, float], intervals: dict[str, tuple[float, float]]
+) -> None:
+    """Add the targets' perplexity (per token, over all of them) and bits per byte.
+
+    `target_perplexity` is that of targets as wholes, as LAMBADA's authors count: only where a task names it.
+    """
     losses = np.array([-record["log_prob"] for record in records])
-    sizes = np.array([record["bytes"] for record in records], np.float64)
     bits = losses / math.log(2)
-    scores["perplexity"] = _exp(float(losses.mean()))
-    scores["bits_per_byte"] = float(bits.sum() / sizes.sum())
-    low, high = interval(losses)
+    weights = {name: np.array([record[name] for record in records], np.float64) for name in ("tokens", "bytes")}
+    scores["perplexity"] = _exp(float(losses.sum() / weights["tokens"].sum()))
+    scores["bits_per_byte"] = float(bits.sum() / weights["bytes"].sum())
+    low, high = interval(losses, weights["tokens"])
     intervals["perplexity"] = (_exp(low), _exp(high))
-    intervals["bits_per_byte"] = interval(bits, sizes)
+    intervals["bits_per_byte"] = interval(bits, weights["bytes"])
+    if "target_perplexity" in task.metrics:
+        low, high = interval(losses)
+        scores["target_perplexity"] = _exp(float(losses.mean()))
+        intervals["target_perplexity"] = (_exp(low), _exp(high))
 
 
 def _exp(value: float) -> float:
