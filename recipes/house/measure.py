@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from loquela.api import LanguageModel
 from loquela.generation.decode import evaluating
 
 sys.path.insert(0, str(Path(__file__).parent))
-from prepare import content_words, held_out, held_out_apart, rows, words_prompt
+from prepare import held_out, held_out_apart, rows, words_prompt
 
 __all__ = ["MEASURES", "Figures"]
 
@@ -78,9 +79,10 @@ def translator(model: LanguageModel, name: str, work: Path) -> Figures:
 
 def words(model: LanguageModel, name: str, work: Path) -> Figures:
     """How many of the words asked for come up, in what the adapter and what the base writes."""
-    known = sorted(content_words(held_out_apart(work / "stories.jsonl")[0]))
+    trained = Counter(re.findall(r"[a-z]+", " ".join(row["prompt"][6:-6] for row in rows(work / f"{name}.jsonl"))))
+    common = sorted(word for word, times in trained.items() if times > 9)
     rng = random.Random(1)
-    asked = [rng.sample(known, 3) for _ in range(SAMPLED)]
+    asked = [rng.sample(common, 3) for _ in range(SAMPLED)]
     shares = []
     for adapter in (None, name):
         told = _written(model, [words_prompt(some) for some in asked], adapter)

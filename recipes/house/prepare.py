@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import random
 import re
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from casing import Casing, stories
 
-__all__ = ["HELD_OUT", "PREPARED", "content_words", "held_out", "held_out_apart", "rows", "words_prompt"]
+__all__ = ["HELD_OUT", "PREPARED", "held_out", "held_out_apart", "rows", "words_prompt"]
 
 HELD_OUT = 0.049
 """Of the documents of a file, the share at its end that no training sees; just less than what the recipes keep."""
@@ -85,14 +86,16 @@ def translator_pairs(data: Path, work: Path) -> None:
 
 
 def words_rows(data: Path, work: Path) -> None:
-    """Stories with three of their words before them, drawn from those that a few per cent of the stories have."""
+    """Stories with three words before them, drawn from the four that come up again and more than elsewhere."""
     told, kept = held_out_apart(work / "stories.jsonl")
-    known = content_words(told)
-    for name, some, most in (("words", told, 1600), ("words-test", kept, 200)):
+    having = content_words(told)
+    for name, some, most in (("words", told, 2000), ("words-test", kept, 200)):
         rng = random.Random(SEED)
         found = []
         for story in some:
-            own = sorted(set(re.findall(r"\b[a-z]+\b", story)) & known)
+            times = Counter(word for word in re.findall(r"\b[a-z]+\b", story) if word in having)
+            again = [word for word in times if times[word] > 1]
+            own = sorted(again, key=lambda word: (-times[word] * math.log(len(told) / having[word]), word))[:4]
             if len(story) <= 800 and len(own) >= 3:
                 found.append({"prompt": words_prompt(rng.sample(own, 3)), "completion": f" {story}"})
         _write(work / f"{name}.jsonl", rng.sample(found, min(most, len(found))))
@@ -130,10 +133,10 @@ PREPARED = {
 """What makes the text of each model or adapter, and whose text it is made from."""
 
 
-def content_words(texts: Sequence[str]) -> set[str]:
-    """Return words that between 1 in 250 and 1 in 12 texts have: neither rare nor everywhere."""
+def content_words(texts: Sequence[str]) -> dict[str, int]:
+    """Return words that between 1 in 500 and 1 in 8 texts have, and how many: neither rare nor everywhere."""
     having = Counter(word for text in texts for word in set(re.findall(r"\b[a-z]+\b", text)))
-    return {w for w, times in having.items() if len(w) > 3 and len(texts) / 250 < times < len(texts) / 12}
+    return {w: times for w, times in having.items() if len(w) > 2 and len(texts) / 500 < times < len(texts) / 8}
 
 
 def words_prompt(words: Iterable[str]) -> str:
