@@ -82,8 +82,8 @@ def rows() -> list[Row]:
     found: list[dict[str, Any]] = json.loads(_ROWS.read_text(encoding="utf-8"))
     made = []
     for number, row in enumerate(found, 1):
-        commands = {key: tuple(row.pop(key, ())) for key in ("live", "house", "more", "page")}
-        made.append(Row(number, **row, **commands))
+        live, house, more, page = (tuple(row.pop(key, ())) for key in ("live", "house", "more", "page"))
+        made.append(Row(number, **row, live=live, house=house, more=more, page=page))
     return made
 
 
