@@ -140,7 +140,7 @@ def _adapter(
 
     receipt = {
         "made_by": {"code_sha256": code_hash(), "command": f"python recipes/house/make.py --data DATA {name}"},
-        "recipe": yaml.safe_load((run / "tune.yaml").read_text("utf-8")),
+        "recipe": yaml.safe_load((run / "tune.yaml").read_text("utf-8")) | {"model": BASE},
         "sources": sources,
         **{key: result[key] for key in (*kept, "trainable_parameters", "metrics", "verdict")},
         "environment": environment(torch.device("cpu")),
