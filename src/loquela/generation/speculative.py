@@ -30,6 +30,8 @@ __all__ = ["Draft", "DraftModel", "Pace", "PromptLookup", "draft_of"]
 
 VERIFYING = 0.1
 """Time that one more token to verify takes, as a share of a step: measured 0.05 (float32) to 0.17 (int4)."""
+BESIDES = 5_000_000
+"""Bytes of weights that are read in the time of all else that a step does: measured 0.3 ms."""
 _LONGEST = 3
 _PATIENCE = 16
 
@@ -54,7 +56,7 @@ class Pace:
 
     def __init__(self, most: int, cost: float) -> None:
         self.most, self.cost = most, cost
-        self._right, self._tried, self._silent = 3.0, 4.0, 0
+        self._right, self._tried, self._silent = 1.0, 2.0, 0
 
     def count(self) -> int:
         """Return how many tokens to guess now."""
@@ -146,7 +148,7 @@ class DraftModel(Draft):
                 "leave it out, or let prompt_lookup_num_tokens guess"
             )
         self.network, self.most, self.vocab_size = network, most, target.vocab_size
-        self.cost = VERIFYING + _bytes_per_token(network) / _bytes_per_token(target)
+        self.cost = VERIFYING + (BESIDES + _bytes_per_token(network)) / (BESIDES + _bytes_per_token(target))
         self._known: tuple[tuple[int, ...], Cache] | None = None
 
     def start(self, prefix: Sequence[int]) -> Drafter:
