@@ -33,7 +33,7 @@ from loquela.text.tokenizer import Tokenizer
 from loquela.tuning.subject import open_adapter
 
 if TYPE_CHECKING:
-    from loquela.engine.decoder import Quantize
+    from loquela.engine.decoder import CacheType, Quantize
 
 __all__ = ["LanguageModel", "load"]
 
@@ -50,16 +50,18 @@ def load(
     *,
     engine: EngineName = "auto",
     quantize: Quantize | None = None,
+    cache_dtype: CacheType = "float32",
 ) -> LanguageModel:
     """Open a model directory in Hugging Face's layout, and adapters in PEFT's for it: one base in memory.
 
     One `adapter` directory is worn by every call that says nothing else. Several, by name, are chosen at each call
     (`adapter="name"`), which wears none unless it says so. `dtype` is what is computed in: float32, float16, bfloat16
     or float64. `engine` is what generates (`loquela.engine.choosing`); `quantize` rounds the weights to int8 or int4,
-    for all that the model does then; what adapters add to them stays in float32. Raises `CheckpointError` for a
-    directory that is missing, half-written, damaged, or made for another base.
+    for all that the model does then; what adapters add to them stays in float32. `cache_dtype` float16 or int8 keeps
+    keys and values in less memory. Raises `CheckpointError` for a directory that is missing, half-written, damaged, or
+    made for another base.
     """
-    chosen = Engine(engine)
+    chosen = Engine(engine, cache_dtype)
     loaded = load_model(directory, dtype=dtype, device=device)
     network = loaded.network
     for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
@@ -67,7 +69,7 @@ def load(
     if quantize is None and engine != "torch":
         quantize = stored_width(network, loaded.directory)
     if quantize is not None:
-        network = quantised_network(network, quantize, engine)
+        network = quantised_network(network, quantize, engine, cache_dtype)
     model = LanguageModel(network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
     model.adapter, model.engine = "default" if isinstance(adapter, str | Path) else None, chosen
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from loquela.api import LanguageModel, load
 from loquela.checkpoint.store import save_model
 from loquela.engine import choosing
 from loquela.engine.choosing import Engine
-from loquela.engine.decoder import CompiledNetwork
+from loquela.engine.decoder import CompiledNetwork, compiled
 from loquela.errors import UsageError
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -77,6 +78,25 @@ def test_a_model_generates_the_same_in_each_engine(llama: Network, tokenizer: To
     assert isinstance(small.network, CompiledNetwork)
     assert small.generate("The cat", temperature=0, max_new_tokens=5).usage.completion_tokens == 5
     assert small.score("The cat sat on the mat").perplexity > 1
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_narrow_cache_is_asked_for(quantize: Any, llama: Network, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_model(llama, tokenizer, tmp_path / "model")
+    sizes = {}
+    for cache_dtype in ("float32", "float16", "int8"):
+        model = load(tmp_path / "model", engine="compiled", quantize=quantize, cache_dtype=cache_dtype)  # type: ignore[arg-type]
+        assert model.generate("The cat", temperature=0, max_new_tokens=20).usage.completion_tokens == 20
+        runs = model.engine.of(model.network)
+        assert isinstance(runs, CompiledNetwork)
+        sizes[cache_dtype] = runs.page_bytes
+    assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+    small = load(tmp_path / "model", cache_dtype="int8")  # auto compiles it, small as it is
+    assert isinstance(small.engine.of(small.network), CompiledNetwork)
+    with pytest.raises(UsageError, match="cache of int8 needs the compiled engine"):
+        load(tmp_path / "model", engine="torch", cache_dtype="int8")
+    with pytest.raises(UsageError, match="float32, float16, int8, but is 'int3'"):
+        compiled(llama, cache_dtype="int3")  # type: ignore[arg-type]
 
 
 def test_what_cannot_be(llama: Network, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -85,12 +85,22 @@ def test_half_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None:
     assert (engine(ids) - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize(("cache_dtype", "bound", "smaller"), [("float16", 1e-3, 2.0), ("int8", 2e-2, 2.3)])
 @torch.no_grad()
-def test_a_cache_of_float16_costs_little(network: Network) -> None:
-    engine, half, ids = compiled(network), compiled(network, cache_dtype="float16"), tokens(1, 70)
-    exact = engine(ids)
-    assert half.page_bytes * 2 == engine.page_bytes
-    assert 0 < (half(ids) - exact).abs().max() < 2e-2 * exact.abs().max()
+def test_a_narrow_cache_costs_little(cache_dtype: Any, bound: float, smaller: float, network: Network) -> None:
+    engine, narrow, ids = compiled(network), compiled(network, cache_dtype=cache_dtype), tokens(1, 70)
+    exact, found = engine(ids), narrow(ids)
+    assert narrow.page_bytes * smaller <= engine.page_bytes
+    assert 0 < (found - exact).square().mean() < bound**2 * exact.square().mean()
+
+
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
+def test_a_narrow_cache_keeps_its_bits_in_any_mix(cache_dtype: Any) -> None:
+    engine = compiled(make("qwen3"), threads=2, cache_dtype=cache_dtype)
+    texts = [tokens(length, seed=length).tolist() for length in (3, 40, 41, 130)]
+    alone = [engine.hidden_rows([text], [engine.new_cache()])[0] for text in texts]
+    for seed in range(2):
+        mixes(engine, alone, texts, seed)
 
 
 @pytest.mark.parametrize(("quantize", "bound"), [("int8", 0.03), ("int4", 0.3)])

@@ -210,6 +210,16 @@ def test_a_soft_prompt_and_its_cache(llama: Network) -> None:
         engine.hidden(tokens(3, 4))
 
 
+@torch.no_grad()
+def test_a_prefix_in_a_narrow_cache(llama: Network) -> None:
+    for cache_dtype, bound in (("float16", 2e-3), ("int8", 3e-2)):
+        engine, ids = compiled(llama, cache_dtype=cache_dtype), tokens(1, 40)  # type: ignore[arg-type]
+        for name in ("prefix", "prompt"):
+            with peft.wearing(llama, name):
+                expected, found = llama(ids), engine(ids)
+            assert 0 < (found - expected).square().mean() < bound**2 * expected.square().mean()
+
+
 def test_what_it_does_not_know_it_says() -> None:
     network = make("llama")
     peft.attach(network, peft.config_for("selective", tune=["attention"]), "selective")

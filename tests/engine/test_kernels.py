@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from loquela.engine import kernels, vectors
+from loquela.engine import adapting, attending, kernels, storing, vectors
 from loquela.engine.cached import jit
 from loquela.engine.memory import address, aligned
+from loquela.engine.outfits import _tiles
 from loquela.engine.products import KINDS, multiply
 from loquela.engine.program import ACTIVATION_CODES
 from loquela.engine.quantize import GROUP, packed, quantised
+from loquela.engine.storing import CACHE_KINDS
 
 EXAMPLES = settings(max_examples=40)
 
@@ -173,3 +175,74 @@ def test_norms_are_those_of_float64(centred: int, dim: int) -> None:
     else:
         expected = F.rms_norm(wide, (dim,), weight.double(), 1e-5) + bias.double()
     assert np.abs(y - expected.numpy()).max() < 2e-5
+
+
+@pytest.mark.parametrize("width", [12, 50, 64])
+@pytest.mark.parametrize("cache_dtype", sorted(CACHE_KINDS))
+def test_keys_and_values_lie_in_a_page_where_they_are_looked_for(cache_dtype: str, width: int) -> None:
+    """Attention over what was stored is that of float64 over the numbers, to within the width's rounding."""
+    random = np.random.default_rng(width)
+    kind, count, padded = CACHE_KINDS[cache_dtype], 27, -(-width // 16) * 16
+    k, v, q = (random.standard_normal((count, width)).astype(np.float32) for _ in range(3))
+    k[3], v[4], v[5, 1] = 0.0, 1e-42, 9.0  # nothing; too small for a scale; one that stands out
+    page = aligned(2 * int(storing.key_block(kind, width)) + 32 * int(storing.value_row(kind, padded)))
+    storing.store_all(kind, address(page), width, padded, count, address(k), address(v))
+    out, sums = np.zeros((count, padded), dtype=np.float32), aligned(64 + attending.ROWS * (8 * padded + 4 * 64))
+    sums[:8].view(np.int64)[0] = 4 * 64
+    op = np.array(
+        [0, address(q), 4 * width, 1, 1, width, 0, 0, len(page), kind, address(out), 4 * padded, padded, 0, 0, 0]
+    )
+    positions, pages = np.arange(count), np.array([address(page)])
+    attending.attend(op, 0, count, 0, address(positions), address(pages), address(sums))
+    scores = q.astype(np.float64) @ k.T.astype(np.float64)
+    scores[np.triu_indices(count, 1)] = -np.inf
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    expected = weights / weights.sum(1, keepdims=True) @ v
+    bound = {"float32": 1e-5, "float16": 2e-2, "int8": 0.3}[cache_dtype]
+    assert np.abs(out[:, :width] - expected).max() < bound
+    assert np.sqrt(np.square(out[:, :width] - expected).mean()) < bound / 8
+
+
+@EXAMPLES
+@given(
+    rank=st.integers(0, 40),
+    inputs=st.integers(1, 90),
+    outputs=st.integers(1, 90),
+    count=st.integers(1, 9),
+    terms=st.integers(0, 15),
+    seed=st.integers(0, 2**16),
+)
+def test_what_an_adapter_adds_is_that_of_float64(
+    rank: int, inputs: int, outputs: int, count: int, terms: int, seed: int
+) -> None:
+    """Of rows 2 to 2 + count one span, with some of the terms; the other rows stay as they are."""
+    draw, rows = torch.Generator().manual_seed(seed), count + 4
+    x, y = torch.randn(rows, inputs, generator=draw), torch.randn(rows, outputs + 5, generator=draw)
+    a, b, bias = (torch.randn(*shape, generator=draw) for shape in ((rank, inputs), (outputs, rank), (rank,)))
+    scale, shift = torch.randn(2, outputs, generator=draw)
+    tiles = _tiles(b).contiguous()
+    given_ = [terms & 1, terms & 2, terms & 4]
+    record = np.zeros(adapting.RECORD, dtype=np.int64)
+    record[:13] = [
+        rank, address(a), inputs, address(bias) if given_[0] else 0, 1 if terms & 8 else -1, 0, 64, address(tiles),
+        outputs, 4 * 3, address(scale) if given_[1] else 0, address(shift) if given_[2] else 0, 0,
+    ]  # fmt: skip
+    low, zeros = np.zeros((rows, 64 + rank), dtype=np.float32), aligned(64)
+    op = np.array(
+        [0, 0, 1, address(x), 4 * inputs, address(y), 4 * (outputs + 5), 0, address(zeros), *[0] * 7], dtype=np.int64
+    )
+    before, span = y.clone(), np.array([2, count, address(record)], dtype=np.int64)
+    adapting.lower(op, 0, address(span), address(low), low.strides[0], 0, 0)
+    for part in range(3):
+        adapting.lift(op, 0, address(span), address(low), low.strides[0], part, 3)
+    h = x.double() @ a.double().T + (bias if given_[0] else 0)
+    h = h.relu() if terms & 8 else h
+    expected = before.double()
+    added = expected[2 : 2 + count, 3 : 3 + outputs]
+    added *= scale if given_[1] else 1
+    added += (shift if given_[2] else 0) + (h @ b.double().T)[2 : 2 + count]
+    assert (y - expected).abs().max() <= 3e-6 * (1 + rank * inputs) ** 0.5 * 10
+    assert torch.equal(y[:2], before[:2])
+    assert torch.equal(y[2 + count :], before[2 + count :])
+    assert torch.equal(y[:, :3], before[:, :3])
+    assert torch.equal(y[:, 3 + outputs :], before[:, 3 + outputs :])

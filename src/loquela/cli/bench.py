@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loquela.cli.options import AUTO, EngineOption, QuantizeOption
+from loquela.cli.options import AUTO, FLOAT32, CacheOption, EngineOption, QuantizeOption
 from loquela.cli.output import note, print_json
 
 __all__ = ["app", "gguf_of"]
@@ -23,6 +23,7 @@ def bench(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory.")],
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
+    cache_dtype: CacheOption = FLOAT32,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is read.")] = 512,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each figure; medians are shown.")] = 3,
@@ -46,7 +47,7 @@ def bench(
     prompt_tokens = min(prompt_tokens, max(1, window - new_tokens - 1))
     options: dict[str, Any] = {"threads": threads or default_threads()}
     bits = None if quantize is None else quantize.value
-    ours = options | {"engine": engine.value, "quantize": bits}
+    ours = options | {"engine": engine.value, "quantize": bits, "cache_dtype": cache_dtype.value}
     with tempfile.TemporaryDirectory() as place:
         racers = [Racer("loquela", "loquela", str(model), ours)]
         for name, package in _PEERS.items() if peers else ():

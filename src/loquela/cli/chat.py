@@ -12,7 +12,9 @@ import typer
 
 from loquela.cli.options import (
     AUTO,
+    FLOAT32,
     AdapterOption,
+    CacheOption,
     DraftOption,
     EngineOption,
     QuantizeOption,
@@ -49,11 +51,12 @@ def chat(
     adapter: AdapterOption = None,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
+    cache_dtype: CacheOption = FLOAT32,
     draft: DraftOption = None,
     **settings: Any,
 ) -> None:
     """Talk to a model; /help shows what one can type. Each line that is typed or piped in is one turn."""
-    language_model = open_model(model, engine, quantize, adapter)
+    language_model = open_model(model, engine, quantize, adapter, cache_dtype)
     talk(language_model, open_draft(draft, language_model, engine, quantize), **settings)
 
 

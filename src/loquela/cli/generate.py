@@ -10,7 +10,9 @@ import typer
 
 from loquela.cli.options import (
     AUTO,
+    FLOAT32,
     AdapterOption,
+    CacheOption,
     DraftOption,
     EngineOption,
     QuantizeOption,
@@ -46,6 +48,7 @@ def generate(
     adapter: AdapterOption = None,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
+    cache_dtype: CacheOption = FLOAT32,
     draft: DraftOption = None,
     **settings: Any,
 ) -> None:
@@ -59,7 +62,7 @@ def generate(
     if prompt is None:
         prompt = piped_text("--prompt TEXT, or echo TEXT | loquela generate -m DIR").removesuffix("\n")
 
-    language_model = open_model(model, engine, quantize, adapter)
+    language_model = open_model(model, engine, quantize, adapter, cache_dtype)
     suit_threads(language_model)
     if language_model.network.kind == "encoder":
         shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex, "draft": draft}

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUTO",
+    "FLOAT32",
     "AdapterOption",
+    "CacheOption",
     "DraftOption",
     "EngineOption",
     "QuantizeOption",
@@ -43,6 +45,12 @@ class _Quantize(str, Enum):
     INT4 = "int4"
 
 
+class _CacheType(str, Enum):
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+
+
 EngineOption = Annotated[
     _Engine, typer.Option("--engine", help="What generates; auto compiles decoders of 20 million parameters and more.")
 ]
@@ -50,6 +58,10 @@ AUTO = _Engine.AUTO
 QuantizeOption = Annotated[
     _Quantize | None, typer.Option("--quantize", help="Round the weights to 8 or 4 bits: faster, a little less exact.")
 ]
+CacheOption = Annotated[
+    _CacheType, typer.Option("--cache-dtype", help="What keys and values are kept in, by the compiled engine.")
+]
+FLOAT32 = _CacheType.FLOAT32
 AdapterOption = Annotated[
     Path | None, typer.Option("--adapter", metavar="DIR", help="An adapter to wear: what loquela tune writes, or PEFT.")
 ]
@@ -92,13 +104,21 @@ def generation_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_model(
-    model: Path, engine: _Engine = AUTO, quantize: _Quantize | None = None, adapter: Path | None = None
+    model: Path,
+    engine: _Engine = AUTO,
+    quantize: _Quantize | None = None,
+    adapter: Path | None = None,
+    cache: _CacheType = FLOAT32,
 ) -> LanguageModel:
     """Load a model as the flags say; stderr says what takes longer than one would think, and why."""
     from loquela.api import load
 
     language_model = load(
-        model, adapter=adapter, engine=engine.value, quantize=None if quantize is None else quantize.value
+        model,
+        adapter=adapter,
+        engine=engine.value,
+        quantize=None if quantize is None else quantize.value,
+        cache_dtype=cache.value,
     )
     with language_model.wearing():
         runs = language_model.engine.of(language_model.network)

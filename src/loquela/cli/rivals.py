@@ -97,7 +97,7 @@ class Ours(Rival):
                 cache_dtype=options.get("cache_dtype", "float32"),
             )
         else:
-            self.network = Engine(options.get("engine", "auto")).of(network)
+            self.network = Engine(options.get("engine", "auto"), options.get("cache_dtype", "float32")).of(network)
         self.vocab = self.network.vocab_size
         self.torch = torch
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loquela.cli.options import AUTO, EngineOption, QuantizeOption
+from loquela.cli.options import AUTO, FLOAT32, CacheOption, EngineOption, QuantizeOption
 from loquela.cli.output import note
 from loquela.cli.threads import share_cores
 from loquela.errors import UsageError
@@ -45,6 +45,7 @@ def serve(
     drain: Annotated[float, typer.Option(min=0, help="Seconds that requests may go on after SIGTERM.")] = 30,
     engine: EngineOption = AUTO,
     quantize: QuantizeOption = None,
+    cache_dtype: CacheOption = FLOAT32,
 ) -> None:
     """Serve a model in OpenAI's API, with the playground at `/`.
 
@@ -71,6 +72,7 @@ def serve(
         drain_seconds=drain,
         engine=engine.value,
         quantize=None if quantize is None else quantize.value,
+        cache_dtype=cache_dtype.value,
     )
     start(options)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
+from loquela.engine.storing import key_block, value_row
 from loquela.engine.tiles import scores, values
 
 __all__ = ["ROWS", "attend"]
@@ -19,36 +20,54 @@ _scores_1, _scores_4 = scores("float32", 1), scores("float32", ROWS)
 _values_1, _values_4 = values("float32", 1), values("float32", ROWS)
 _scores_1_half, _scores_4_half = scores("float16", 1), scores("float16", ROWS)
 _values_1_half, _values_4_half = values("float16", 1), values("float16", ROWS)
+_scores_1_byte, _scores_4_byte = scores("int8", 1), scores("int8", ROWS)
+_values_1_byte, _values_4_byte = values("int8", 1), values("int8", ROWS)
 
 
 @jit
-def _score(rows, half, q, q_s, keys, width, out, out_s):
-    if half != 0:
-        if rows == 4:
-            _scores_4_half(q, q_s, keys, width, out, out_s)
-        else:
-            for i in range(rows):
-                _scores_1_half(q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
-    elif rows == 4:
+def _score_1(kind, q, q_s, keys, width, out, out_s):
+    if kind == 0:
+        _scores_1(q, q_s, keys, width, out, out_s)
+    elif kind == 1:
+        _scores_1_half(q, q_s, keys, width, out, out_s)
+    else:
+        _scores_1_byte(q, q_s, keys, width, out, out_s)
+
+
+@jit
+def _score(rows, kind, q, q_s, keys, width, out, out_s):
+    if rows < 4:
+        for i in range(rows):
+            _score_1(kind, q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
+    elif kind == 0:
         _scores_4(q, q_s, keys, width, out, out_s)
+    elif kind == 1:
+        _scores_4_half(q, q_s, keys, width, out, out_s)
     else:
-        for i in range(rows):
-            _scores_1(q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
+        _scores_4_byte(q, q_s, keys, width, out, out_s)
 
 
 @jit
-def _value(rows, half, p, p_s, values_, width, count, out, out_s):
-    if half != 0:
-        if rows == 4:
-            _values_4_half(p, p_s, values_, width, count, out, out_s)
-        else:
-            for i in range(rows):
-                _values_1_half(p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
-    elif rows == 4:
-        _values_4(p, p_s, values_, width, count, out, out_s)
+def _value_1(kind, p, p_s, values_, width, count, out, out_s):
+    if kind == 0:
+        _values_1(p, p_s, values_, width, count, out, out_s)
+    elif kind == 1:
+        _values_1_half(p, p_s, values_, width, count, out, out_s)
     else:
+        _values_1_byte(p, p_s, values_, width, count, out, out_s)
+
+
+@jit
+def _value(rows, kind, p, p_s, values_, width, count, out, out_s):
+    if rows < 4:
         for i in range(rows):
-            _values_1(p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
+            _value_1(kind, p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
+    elif kind == 0:
+        _values_4(p, p_s, values_, width, count, out, out_s)
+    elif kind == 1:
+        _values_4_half(p, p_s, values_, width, count, out, out_s)
+    else:
+        _values_4_byte(p, p_s, values_, width, count, out, out_s)
 
 
 @jit
@@ -83,9 +102,9 @@ def attend(op, start, count, kv_head, positions, pages, scratch):
     `scratch` holds four rows of scores, as long as the longest request, after four rows of sums.
     """
     qkv, stride, heads, kv_heads, width, window = op[1], op[2], op[3], op[4], op[5], op[6]
-    offset, head_bytes, half, out, out_s, padded = op[7], op[8], op[9], op[10], op[11], op[12]
+    offset, head_bytes, kind, out, out_s, padded = op[7], op[8], op[9], op[10], op[11], op[12]
     shared = heads // kv_heads
-    size = 2 if half != 0 else 4
+    block_bytes, value_bytes = key_block(kind, width), value_row(kind, padded)
     score_s = v.get_i64(scratch)
     queries = scratch + 64
     sums = queries + ROWS * padded * 4
@@ -109,17 +128,17 @@ def attend(op, start, count, kv_head, positions, pages, scratch):
         first, last = low // 16, high // 16
         for block in range(first, last + 1):
             page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
-            keys = page + block % 2 * width * 16 * size
-            _score(rows, half, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
+            keys = page + block % 2 * block_bytes
+            _score(rows, kind, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
         for i in range(rows):
             place = v.get_i64(positions + 8 * (start + (done + i) // shared))
             least = 0 if window == 0 else max(0, place - window + 1)
             v.set_f32(scratch + 16 + 4 * i, _softmax(table + i * score_s, first, last, least, place))
         for block in range(first, last + 1):
             page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
-            seen = page + (32 * width + block % 2 * 16 * padded) * size
+            seen = page + 2 * block_bytes + block % 2 * 16 * value_bytes
             held = min(16, high + 1 - block * 16)
-            _value(rows, half, table + (block - first) * 64, score_s, seen, padded // 16, held, sums, padded * 4)
+            _value(rows, kind, table + (block - first) * 64, score_s, seen, padded // 16, held, sums, padded * 4)
         for i in range(rows):
             token = start + (done + i) // shared
             head = kv_head * shared + (done + i) % shared

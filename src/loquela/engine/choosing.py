@@ -15,7 +15,7 @@ from loquela.peft.attaching import adapters
 from loquela.peft.wardrobe import wardrobe_of
 
 if TYPE_CHECKING:
-    from loquela.engine.decoder import CompiledNetwork, Quantize
+    from loquela.engine.decoder import CacheType, CompiledNetwork, Quantize
 
 __all__ = [
     "ENGINES",
@@ -39,12 +39,16 @@ class Engine:
 
     `auto` compiles decoders of 20 million parameters and more that it knows, and leaves all else to torch; `compiled`
     raises `UsageError` where it cannot. Where something is worn that the compiled form does not know, torch runs it.
+    A `cache_dtype` other than float32 asks for the compiled one.
     """
 
-    def __init__(self, name: EngineName = "auto") -> None:
+    def __init__(self, name: EngineName = "auto", cache_dtype: CacheType = "float32") -> None:
         if name not in ENGINES:
             raise UsageError(f"the engine must be one of {', '.join(ENGINES)}, but is {name!r}")
-        self.name = name
+        if cache_dtype != "float32" and name == "torch":
+            raise UsageError(f"a cache of {cache_dtype} needs the compiled engine, but the engine is torch")
+        self.name = name if cache_dtype == "float32" else "compiled"
+        self._cache_dtype = cache_dtype
         self.note: str | None = None
         """Why torch runs a network that one would expect to be compiled."""
         self._made: CompiledNetwork | None = None
@@ -69,7 +73,7 @@ class Engine:
         from loquela.engine.decoder import compiled  # Numba takes most of a second to import
 
         try:
-            return compiled(network)
+            return compiled(network, cache_dtype=self._cache_dtype)
         except UsageError as error:
             if self.name == "compiled":
                 raise
@@ -77,7 +81,9 @@ class Engine:
             return None
 
 
-def quantised_network(network: Network, quantize: Quantize, engine: EngineName = "auto") -> Network:
+def quantised_network(
+    network: Network, quantize: Quantize, engine: EngineName = "auto", cache_dtype: CacheType = "float32"
+) -> Network:
     """Return a network of few bits, with the same adapters, in place of `network`.
 
     Raises `UsageError` where the engine does not know it, or one of its adapters.
@@ -86,7 +92,7 @@ def quantised_network(network: Network, quantize: Quantize, engine: EngineName =
 
     if engine == "torch":
         raise UsageError(f"weights of {quantize} need the compiled engine, but the engine is torch")
-    made = compiled(network, quantize=quantize)
+    made = compiled(network, quantize=quantize, cache_dtype=cache_dtype)
     for name in adapters(network):
         check_wearable(made, name)
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -21,6 +20,8 @@ from loquela.engine.memory import address, aligned
 from loquela.engine.outfits import Closet, Outfit, without_weights
 from loquela.engine.pages import PagedCache, Row
 from loquela.engine.program import Program, kind_of, unknown
+from loquela.engine.storing import CACHE_KINDS
+from loquela.engine.threads import default_threads
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
 from loquela.layers.decoder import Decoder
@@ -30,9 +31,10 @@ from loquela.models.rotary_decoder import RotaryDecoder
 from loquela.models.smollm3 import SmolLM3
 from loquela.peft.wardrobe import Wardrobe
 
-__all__ = ["CompiledNetwork", "Quantize", "compiled"]
+__all__ = ["CacheType", "CompiledNetwork", "Quantize", "compiled", "default_threads"]
 
 Quantize = Literal["int8", "int4"]
+CacheType = Literal["float32", "float16", "int8"]
 _HEAD_ROWS = 16
 
 _ROTARIES: tuple[Callable[..., Any], ...] = (RotaryDecoder.rotary, SmolLM3.rotary)
@@ -43,7 +45,7 @@ def compiled(
     *,
     quantize: Quantize | None = None,
     threads: int | None = None,
-    cache_dtype: Literal["float32", "float16"] = "float32",
+    cache_dtype: CacheType = "float32",
 ) -> CompiledNetwork:
     """Return `network` compiled: the same function of tokens, for generating.
 
@@ -55,15 +57,9 @@ def compiled(
         raise UsageError(f"the compiled engine runs decoders, but {network.config.model_type} is an {network.kind}")
     if quantize not in (None, "int8", "int4"):
         raise UsageError(f"quantize must be int8 or int4, but is {quantize!r}")
-    return CompiledNetwork(network, quantize, threads or default_threads(), cache_dtype == "float16")
-
-
-def default_threads() -> int:
-    """As many as there are cores for this process, or what OMP_NUM_THREADS says."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdecimal() and int(said) > 0:
-        return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cache_dtype not in CACHE_KINDS:
+        raise UsageError(f"cache_dtype must be one of {', '.join(CACHE_KINDS)}, but is {cache_dtype!r}")
+    return CompiledNetwork(network, quantize, threads or default_threads(), cache_dtype)
 
 
 class CompiledNetwork(Network):
@@ -72,7 +68,7 @@ class CompiledNetwork(Network):
     Adapters are those of `base` and worn as there (`loquela.peft.wearing` of either); each row may wear its own.
     """
 
-    def __init__(self, network: Network, quantize: Quantize | None, threads: int, half_cache: bool) -> None:
+    def __init__(self, network: Network, quantize: Quantize | None, threads: int, cache_dtype: CacheType) -> None:
         super().__init__()
         kind: Any = kind_of(network)
         self.config, self.quantize = network.config, quantize
@@ -91,14 +87,14 @@ class CompiledNetwork(Network):
         self.token_embedding: nn.Embedding = network.token_embedding  # type: ignore[assignment]
         self._last_position = None if places is None else places.num_embeddings
         self._angles = Angles(network, len(decoder.layers), self._sizes[1], rotates=rotates)
-        self._build(network, decoder, places, threads, half_cache)
+        self._build(network, decoder, places, threads, cache_dtype)
         self._closet = Closet(network if quantize is None else without_weights(network), self._program.sites)
         self.eval()
 
     def _build(
-        self, network: Any, decoder: Decoder, places: nn.Embedding | None, threads: int, half_cache: bool
+        self, network: Any, decoder: Decoder, places: nn.Embedding | None, threads: int, cache_dtype: CacheType
     ) -> None:
-        program = Program(CHUNK, self.quantize, half_cache)
+        program = Program(CHUNK, self.quantize, cache_dtype)
         bits = {None: 0, "int8": 8, "int4": 4}[self.quantize]
         dim = network.dim
         x, self._out = program.buffer("stream", dim), program.buffer("out", dim)

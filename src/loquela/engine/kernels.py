@@ -11,6 +11,7 @@ import numpy as np
 
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
+from loquela.engine.storing import store
 
 __all__ = ["activate", "activation", "embed", "normalise", "quantise_row", "rotate_and_store"]
 
@@ -141,14 +142,10 @@ def _times(place, start, end, factor):
 
 @jit
 def rotate_and_store(op, t, position, pages, angles):
-    """Normalise and rotate the queries and keys of a token; put keys and values into its request's pages.
-
-    A page holds 32 positions of all layers; of a head first its keys, in two blocks of sixteen positions, dimension
-    after dimension, then its values, position after position.
-    """
+    """Normalise and rotate the queries and keys of a token; put keys and values into its request's pages."""
     row, heads, kv_heads, width = op[1] + t * op[2], op[3], op[4], op[5]
     turned, scale, q_norm, k_norm, eps = op[6], v.bits_to_float(op[7]), op[8], op[9], v.bits_to_float(op[10])
-    offset, head_bytes, half_width, padded = op[11], op[12], op[13], op[14]
+    offset, head_bytes, kind, padded = op[11], op[12], op[13], op[14]
     table = np.int64(0)
     if turned > 0:
         table = v.get_i64(angles + 8 * (position // 1024)) + position % 1024 * turned * 4
@@ -164,25 +161,9 @@ def rotate_and_store(op, t, position, pages, angles):
         if factor != ONE:
             _times(place, turned, width, factor)
     page = v.get_i64(pages + 8 * (position // 32)) + offset
-    inside = position % 32
     for head in range(kv_heads):
-        keys = page + head * head_bytes
-        src = row + (heads + head) * width * 4
-        size = 2 if half_width != 0 else 4
-        column = keys + (inside // 16 * width * 16 + inside % 16) * size
-        for i in range(width):
-            if half_width != 0:
-                v.set_f16(column + i * 32, v.get_f32(src + 4 * i))
-            else:
-                v.set_f32(column + i * 64, v.get_f32(src + 4 * i))
-        src += kv_heads * width * 4
-        out = keys + (32 * width + inside * padded) * size
-        for i in range(0, padded, 16):
-            x = v.load_first(src + 4 * i, min(16, width - i))
-            if half_width != 0:
-                v.store_f16(out + 2 * i, x)
-            else:
-                v.store(out + 4 * i, x)
+        key = row + (heads + head) * width * 4
+        store(kind, page + head * head_bytes, position % 32, width, padded, key, key + kv_heads * width * 4)
 
 
 @jit

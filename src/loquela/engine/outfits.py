@@ -213,9 +213,9 @@ def _share_of(bias: Tensor | None, share: Tensor) -> Tensor | None:
 def _tiles(b: Tensor) -> Tensor:
     """B (outputs, rank) as tiles (⌈outputs / 16⌉, rank, 16)."""
     outputs, rank = b.shape
-    padded = torch.zeros(-(-outputs // 16) * 16, rank)
-    padded[:outputs] = b
-    return padded.view(-1, 16, rank).transpose(1, 2)
+    padded = torch.zeros(-(-outputs // 16), 16, rank)
+    padded.flatten(0, 1)[:outputs] = b
+    return padded.transpose(1, 2)
 
 
 def _state(adapter: Adapter) -> object:

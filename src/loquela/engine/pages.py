@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from loquela.engine.memory import address, aligned
+from loquela.engine.storing import key_block, store_all, value_row
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
 
@@ -22,18 +23,18 @@ POSITIONS = 32
 
 @dataclass(frozen=True)
 class LayerPages:
-    """Where a page holds a layer: for each head 32 keys, by blocks of sixteen positions, then 32 values, padded."""
+    """Where a page holds a layer, and how; see `loquela.engine.storing`."""
 
     offset: int
     kv_heads: int
     width: int
     padded: int
-    dtype: type[np.float32 | np.float16]
+    kind: int
 
     @property
     def head_bytes(self) -> int:
         """Bytes of one head."""
-        return POSITIONS * (self.width + self.padded) * np.dtype(self.dtype).itemsize
+        return int(2 * key_block(self.kind, self.width) + POSITIONS * value_row(self.kind, self.padded))
 
 
 class Row:
@@ -80,16 +81,10 @@ class Row:
     def write(self, layer: LayerPages, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
         """Put a layer's `keys` and `values` (key-value heads, positions, head_dim) into the first positions."""
         for page, start in zip(self.pages, range(0, keys.shape[1], POSITIONS), strict=False):
-            part = slice(start, start + POSITIONS)
             for head in range(layer.kv_heads):
-                at = layer.offset + head * layer.head_bytes
-                numbers = page[at : at + layer.head_bytes].view(layer.dtype)
-                k, v = keys[head, part], values[head, part]
-                blocks = numbers[: POSITIONS * layer.width].reshape(-1, layer.width, 16)
-                for block, first in zip(blocks, range(0, len(k), 16), strict=False):
-                    some = k[first : first + 16]
-                    block[:, : len(some)] = some.T
-                numbers[POSITIONS * layer.width :].reshape(POSITIONS, -1)[: len(v), : layer.width] = v
+                k, v = (np.ascontiguousarray(x[head, start : start + POSITIONS]) for x in (keys, values))
+                at = address(page) + layer.offset + head * layer.head_bytes
+                store_all(layer.kind, at, layer.width, layer.padded, len(k), address(k), address(v))
 
     def _put(self, index: int, page: npt.NDArray[np.uint8]) -> None:
         if index == len(self.addresses):

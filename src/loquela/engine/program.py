@@ -23,6 +23,7 @@ from loquela.engine.memory import Arena, address, aligned
 from loquela.engine.pages import LayerPages
 from loquela.engine.products import KINDS
 from loquela.engine.quantize import GROUP, packed, quantised
+from loquela.engine.storing import CACHE_KINDS
 from loquela.errors import UsageError
 from loquela.layers.attention import MultiHeadAttention
 from loquela.layers.feedforward import ACTIVATIONS
@@ -69,8 +70,8 @@ class Site:
 class Program:
     """The operations of one network, and all that they point to."""
 
-    def __init__(self, rows: int, quantize: str | None, half_cache: bool) -> None:
-        self.rows, self.quantize, self.half = rows, quantize, half_cache
+    def __init__(self, rows: int, quantize: str | None, cache_dtype: str) -> None:
+        self.rows, self.quantize, self.kind = rows, quantize, CACHE_KINDS[cache_dtype]
         self.ops: list[tuple[list[int], tuple[int, ...], bool]] = []
         """Operations; sites; whether it is done only where an adapter reaches one of them, or only where none does."""
         self.sites: dict[str, Site] = {}
@@ -247,7 +248,7 @@ class Program:
     ) -> None:
         """Rotate, store, attend. `turned` dimensions of a head are rotated, by the angles in `slot`."""
         width, padded, offset = layer.head_dim, -(-layer.head_dim // 16) * 16, self.page_bytes
-        pages = LayerPages(offset, layer.kv_heads, width, padded, np.float16 if self.half else np.float32)
+        pages = LayerPages(offset, layer.kv_heads, width, padded, self.kind)
         head_bytes = pages.head_bytes
         self.page_bytes += layer.kv_heads * head_bytes
         self.layers.append(pages)
@@ -261,11 +262,11 @@ class Program:
         scale = width**-0.5 if layer.scale is None else layer.scale
         self._add(
             code.ROTATE, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, turned, _bits(scale), *norms,
-            _bits(eps), offset, head_bytes, int(self.half), padded, slot,
+            _bits(eps), offset, head_bytes, self.kind, padded, slot,
         )  # fmt: skip
         self._add(
             code.ATTEND, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, window or 0, offset, head_bytes,
-            int(self.half), y.address, y.stride, padded,
+            self.kind, y.address, y.stride, padded,
         )  # fmt: skip
 
     def activate(self, activation: Callable[[Tensor], Tensor], gated: bool, x: Buffer, y: Buffer, rounds: bool) -> None:

@@ -120,7 +120,9 @@ class Emit:
         return self.b.extract_element(x, ir.Constant(I32, 0))
 
     def widen(self, x: ir.Value) -> ir.Value:
-        """bfloat16 (as int16), float16 or float32 to float32."""
+        """int8, bfloat16 (as int16), float16 or float32 to float32."""
+        if x.type.element == I8:
+            return self.b.sitofp(self.b.sext(x, VI), V)
         if x.type.element == I16:
             return self.b.bitcast(self.b.shl(self.b.zext(x, VI), ir.Constant(VI, [16] * LANES)), V)
         return x if x.type.element == F32 else self.widen_half(x)

@@ -25,7 +25,7 @@ _AHEAD = 2048
 """Bytes that are fetched ahead of their use: a fifth faster than what the processor foresees by itself."""
 B64 = ir.VectorType(I8, 64)
 _BF16_16, _F16_16 = ir.VectorType(I16, LANES), ir.VectorType(ir.HalfType(), LANES)
-_KINDS = {"float32": (V, 4), "bfloat16": (_BF16_16, 2), "float16": (_F16_16, 2)}
+_KINDS = {"float32": (V, 4), "bfloat16": (_BF16_16, 2), "float16": (_F16_16, 2), "int8": (ir.VectorType(I8, LANES), 1)}
 _i64, _none = types.int64, types.void
 
 
@@ -215,7 +215,8 @@ def _fold4(e: Emit, parts: list[ir.Value]) -> ir.Value:
 def scores(dtype: str, rows: int) -> Any:
     """Scores of `rows` queries with sixteen keys that lie side by side, dimension after dimension.
 
-    Arguments: address of the queries, their stride; of the keys; head_dim; of the scores, their stride.
+    Behind keys of int8 stand their sixteen scales. Arguments: address of the queries, their stride; of the keys;
+    head_dim; of the scores, their stride.
     """
     kind, size = _KINDS[dtype]
 
@@ -230,8 +231,9 @@ def scores(dtype: str, rows: int) -> Any:
             for row, total in zip(qs, sums, strict=True):
                 query = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
                 b.store(e.fma(query, key, b.load(total)), total)
+        scales = e.load(_plus(e, keys, _times(e, width, LANES))) if size == 1 else None
         for total, place in zip(sums, _rows(e, out, out_stride, rows), strict=True):
-            e.store(place, b.load(total))
+            e.store(place, b.load(total) if scales is None else b.fmul(b.load(total), scales))
 
     return define(f"scores_{dtype}_x{rows}", _none, (_i64,) * 6, body)
 
@@ -239,8 +241,8 @@ def scores(dtype: str, rows: int) -> Any:
 def values(dtype: str, rows: int) -> Any:
     """Add `count` values, weighted for each of `rows` queries, to the rows' sums.
 
-    Arguments: address of the weights, their stride; of the values; their width in vectors of sixteen; `count`; of the
-    sums, their stride.
+    Behind a value of int8 stands its scale, in sixteen bytes. Arguments: address of the weights, their stride; of the
+    values; their width in vectors of sixteen; `count`; of the sums, their stride.
     """
     kind, size = _KINDS[dtype]
 
@@ -249,13 +251,18 @@ def values(dtype: str, rows: int) -> Any:
         ps, outs = _rows(e, p, p_stride, rows), _rows(e, out, out_stride, rows)
         sums = [cgutils.alloca_once(b, V) for _ in range(rows)]
         stride = _times(e, width, LANES * size)
+        stride = _plus(e, stride, 16) if size == 1 else stride
         with cgutils.for_range(b, width) as part:
             column = _times(e, part.index, LANES)
             for place, total in zip(outs, sums, strict=True):
                 b.store(e.load(_plus(e, place, _times(e, column, 4))), total)
             at = _plus(e, v, _times(e, column, size))
             with cgutils.for_range(b, count) as loop:
-                value = e.widen(e.load(_plus(e, at, b.mul(loop.index, stride)), kind))
+                place = b.mul(loop.index, stride)
+                value = e.widen(e.load(_plus(e, at, place), kind))
+                if size == 1:
+                    scale = e.load(_plus(e, v, place, _times(e, width, LANES)), F32)
+                    value = b.fmul(value, e.splat(scale))
                 for row, total in zip(ps, sums, strict=True):
                     weight = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
                     b.store(e.fma(weight, value, b.load(total)), total)

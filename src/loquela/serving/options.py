@@ -40,6 +40,7 @@ class Options:
     """How long requests may go on after SIGTERM."""
     engine: Literal["auto", "torch", "compiled"] = "auto"
     quantize: Literal["int8", "int4"] | None = None
+    cache_dtype: Literal["float32", "float16", "int8"] = "float32"
     page: Path = _PAGE
     runs: tuple[Path, ...] = (Path("runs"), Path("my-model"))
     """Where the page looks for runs of training to watch."""

@@ -30,7 +30,7 @@ from loquela.serving.observe import LOG, Metrics
 from loquela.serving.options import Options
 from loquela.serving.schemas import Writing
 
-__all__ = ["Served"]
+__all__ = ["Served", "opened"]
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Served:
     def __init__(self, options: Options, model: LanguageModel | None = None) -> None:
         self.options = options
         if model is None:
-            model = load(options.model, engine=options.engine, quantize=options.quantize)
+            model = opened(options)
         self.model = model
         self.name = options.model_name
         self.adapters: dict[str, Path] = {}
@@ -49,7 +49,7 @@ class Served:
         self.created = int(time.time())
         self.metrics = Metrics()
         network = model.network
-        runs = _fastest(model, options.engine)
+        runs = _fastest(model, options)
         for name, directory in options.adapters.items():
             self._put_on(name, directory)
         limits = Limits(options.slots, options.queue, options.cache_bytes)
@@ -219,13 +219,19 @@ class Served:
         )
 
 
-def _fastest(model: LanguageModel, engine: EngineName) -> Network:
+def opened(options: Options) -> LanguageModel:
+    """Load the model that is to be served."""
+    return load(options.model, engine=options.engine, quantize=options.quantize, cache_dtype=options.cache_dtype)
+
+
+def _fastest(model: LanguageModel, options: Options) -> Network:
     """Return what runs the base model. For many at once compiling pays at any size: weights are read once for all."""
     if model.network.kind != "decoder":
         return model.network
     try:
-        return Engine("compiled" if engine == "auto" else engine).of(model.network)
+        name: EngineName = "compiled" if options.engine == "auto" else options.engine
+        return Engine(name, options.cache_dtype).of(model.network)
     except UsageError:
-        if engine == "compiled":
+        if options.engine == "compiled" or options.cache_dtype != "float32":
             raise
         return model.network

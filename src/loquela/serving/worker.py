@@ -18,14 +18,14 @@ from typing import TypeAlias
 import uvicorn
 from starlette.types import ASGIApp
 
-from loquela.api import LanguageModel, load
+from loquela.api import LanguageModel
 from loquela.errors import UsageError
 from loquela.serving.app import build
 from loquela.serving.guard import HEADER_BYTES
 from loquela.serving.observe import LOG, log_to_stderr
 from loquela.serving.options import Options
 from loquela.serving.protocol import PatientProtocol
-from loquela.serving.state import Served
+from loquela.serving.state import Served, opened
 
 __all__ = ["bind", "run", "server_config"]
 
@@ -90,7 +90,7 @@ def _serve(
 ) -> None:
     log_to_stderr()
     sys.setswitchinterval(0.001)  # the loop's turn comes soon, however much Python the model's thread runs
-    model = load(options.model, engine=options.engine, quantize=options.quantize)
+    model = opened(options)
     if prepare is not None:
         prepare(model)
     served = Served(options, model)
