@@ -82,13 +82,13 @@ def words(model: LanguageModel, name: str, work: Path) -> Figures:
     trained = Counter(re.findall(r"[a-z]+", " ".join(row["prompt"][6:-6] for row in rows(work / f"{name}.jsonl"))))
     common = sorted(word for word, times in trained.items() if times > 9)
     rng = random.Random(1)
-    asked = [rng.sample(common, 3) for _ in range(SAMPLED)]
+    asked = [rng.sample(common, 2) for _ in range(SAMPLED)]
     shares = []
     for adapter in (None, name):
         told = _written(model, [words_prompt(some) for some in asked], adapter)
         used = sum(bool(re.search(rf"\b{w}", text)) for some, (text, _) in zip(asked, told, strict=True) for w in some)
-        shares.append(f"{used / (3 * SAMPLED):.0%}")
-    return _both(model, name, work, "completion") | _change("words asked for that come up", shares)
+        shares.append(f"{used / (2 * SAMPLED):.0%}")
+    return _both(model, name, work, "completion") | _change("of two words asked for, how many come up", shares)
 
 
 def dialogue(model: LanguageModel, name: str, work: Path) -> Figures:

@@ -86,18 +86,19 @@ def translator_pairs(data: Path, work: Path) -> None:
 
 
 def words_rows(data: Path, work: Path) -> None:
-    """Stories with three words before them, drawn from the four that come up again and more than elsewhere."""
+    """Stories with one to three words before them: things that come up again, first what the story speaks of most."""
     told, kept = held_out_apart(work / "stories.jsonl")
-    having = content_words(told)
-    for name, some, most in (("words", told, 2000), ("words-test", kept, 200)):
+    having = things(told)
+    for name, some, most in (("words", told, 2400), ("words-test", kept, 200)):
         rng = random.Random(SEED)
         found = []
         for story in some:
             times = Counter(word for word in re.findall(r"\b[a-z]+\b", story) if word in having)
             again = [word for word in times if times[word] > 1]
-            own = sorted(again, key=lambda word: (-times[word] * math.log(len(told) / having[word]), word))[:4]
-            if len(story) <= 800 and len(own) >= 3:
-                found.append({"prompt": words_prompt(rng.sample(own, 3)), "completion": f" {story}"})
+            own = sorted(again, key=lambda word: (-times[word] * math.log(len(told) / having[word]), word))
+            if len(story) <= 750 and own:
+                named = own[: rng.choice((1, 1, 2, 3))]
+                found.append({"prompt": words_prompt(named), "completion": f" {story}"})
         _write(work / f"{name}.jsonl", rng.sample(found, min(most, len(found))))
 
 
@@ -133,10 +134,25 @@ PREPARED = {
 """What makes the text of each model or adapter, and whose text it is made from."""
 
 
-def content_words(texts: Sequence[str]) -> dict[str, int]:
-    """Return words that between 1 in 500 and 1 in 8 texts have, and how many: neither rare nor everywhere."""
+def things(texts: Sequence[str]) -> dict[str, int]:
+    """Return the words for things and animals that at least 1 in 150 texts has, and how many do.
+
+    What such a word is shows what stands before it: in three of ten places an article or a colour or a size.
+    """
+    before = "a an the big little small red blue green old new pretty shiny".split()
+    pairs = Counter(
+        pair for text in texts for pair in re.findall(r"\b([a-z]+) (?=([a-z]+)\b)", text) if pair[1] not in before
+    )
+    named, everywhere = Counter[str](), Counter[str]()
+    for (first, second), times in pairs.items():
+        everywhere[second] += times
+        named[second] += times if first in before else 0
     having = Counter(word for text in texts for word in set(re.findall(r"\b[a-z]+\b", text)))
-    return {w: times for w, times in having.items() if len(w) > 2 and len(texts) / 500 < times < len(texts) / 8}
+    return {
+        word: having[word]
+        for word, times in named.items()
+        if len(word) > 2 and times > 0.3 * everywhere[word] and len(texts) / 150 < having[word] < len(texts) / 5
+    }
 
 
 def words_prompt(words: Iterable[str]) -> str:
