@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loquela.data.pairs import FORMATS, Conversation, Labelled, Pair, Text, read_examples
+from loquela.data.pairs import FORMATS, Conversation, Labelled, Pair, Tagged, Text, read_examples
 from loquela.errors import DataError, UsageError
 
 ALPACA = {"instruction": "Add.", "input": "1 + 1", "output": "2"}
@@ -42,6 +42,7 @@ ROWS: dict[str, tuple[dict[str, Any], Any]] = {
         Pair("summarisation", {"dialogue": "A: Hi."}, "A greets."),
     ),
     "classification": ({"text": "fine", "label": 1}, Labelled("fine", "1")),
+    "tagging": ({"tokens": ["Ana", "sings"], "ner_tags": ["B-PER", "O"]}, Tagged(("Ana", "sings"), ("B-PER", "O"))),
     "text": ({"text": "All of it."}, Text("All of it.")),
     "preference": (
         {"prompt": "Hi", "chosen": "Ho", "rejected": "Go"},

@@ -65,8 +65,9 @@ def tune(
     """Tune a model on examples; the same command goes on after an interruption.
 
     Rows: instruction/output (Alpaca), conversations (ShareGPT), messages, prompt/completion, source/target,
-    dialogue/summary, text/label, chosen/rejected, text; in .jsonl, .json, .csv, .tsv, .parquet, .txt, each also .gz.
-    A text<TAB>label file makes an encoder-only model a classifier.
+    dialogue/summary, text/label, tokens/tags, chosen/rejected, text; in .jsonl, .json, .csv, .tsv, .parquet, .txt, each
+    also .gz.
+    A text<TAB>label file makes an encoder-only model a classifier, a file of word<TAB>tag lines a tagger.
     """
     share_cores()
     from loquela.tuning.recipe import TuneRecipe

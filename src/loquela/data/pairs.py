@@ -14,9 +14,10 @@ from typing import Any
 from loquela.data import chat_rows
 from loquela.data.chat_rows import Conversation, text_of
 from loquela.data.rows import BadRow, Row, read_rows
+from loquela.data.tag_rows import Tagged, is_tagged_lines, is_tagging, read_lines, tagging
 from loquela.errors import DataError, UsageError, nearest
 
-__all__ = ["FORMATS", "Conversation", "Example", "Examples", "Labelled", "Pair", "Text", "read_examples"]
+__all__ = ["FORMATS", "Conversation", "Example", "Examples", "Labelled", "Pair", "Tagged", "Text", "read_examples"]
 
 _SHOWN = 3
 """Bad rows that an error names; it counts the rest."""
@@ -49,7 +50,7 @@ class Labelled:
     label: str
 
 
-Meaning = Conversation | Pair | Text | Labelled
+Meaning = Conversation | Pair | Text | Labelled | Tagged
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ FORMATS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[
         _pair("summarisation", _DOCUMENTS, ("summary",)),
         "dialogue, summary",
     ),
+    "tagging": (is_tagging, tagging, "tokens, tags"),
     "classification": (
         lambda f: "label" in f and ("text" in f or "sentence" in f),
         _classification,
@@ -149,8 +151,11 @@ def read_examples(
     if form is not None and form not in FORMATS:
         raise UsageError(f"the format must be one of {', '.join(FORMATS)}, but is {form!r}{nearest(form, FORMATS)}")
     notes: list[str] = []
-    rows = _named(list(read_rows(path, encoding=encoding, columns=columns, notes=notes)), form)
-    found = form or _detect(path, rows)
+    if form in (None, "tagging") and not columns and is_tagged_lines(path, encoding):
+        rows, found = list(read_lines(path, encoding=encoding)), "tagging"
+    else:
+        rows = _named(list(read_rows(path, encoding=encoding, columns=columns, notes=notes)), form)
+        found = form or _detect(path, rows)
     fits, read, needed = FORMATS[found]
     examples, bad = [], []
     for row in rows:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from loquela.evaluation.forgetting import Forgetting
 from loquela.training.directory import write_file
-from loquela.tuning.judging import Held, Verdict
+from loquela.tuning.judging import Held, Verdict, gold_tags
 
 if TYPE_CHECKING:
     from loquela.tuning.loop import Tuning
@@ -51,8 +51,7 @@ def write_evidence(
                     repr(float(run.before.values[i])),
                     repr(float(after.values[i])),
                     item.n_bytes,
-                    "" if item.label is None else run.subject.labels[item.label],
-                    "" if item.label is None else run.subject.labels[int(after.predicted[i])],
+                    *_labels(run, after, i),
                 ]
                 for i, item in enumerate(items)
             ],
@@ -73,6 +72,14 @@ def write_evidence(
     )
     if run.probes.before:
         write_file(place / "forgetting.html", _page(run, forgetting, heat, verdict))
+
+
+def _labels(run: Tuning, after: Held, number: int) -> list[str]:
+    """Return what a held-out item is labelled with, and what the model says; of words all tags with blanks between."""
+    item, names = run.prepared.held[number], run.subject.labels
+    if item.tagged:
+        return [" ".join(names[tag] for tag in tags) for tags in (gold_tags(item), after.choices[number])]
+    return ["", ""] if item.label is None else [names[item.label], names[int(after.predicted[number])]]
 
 
 def _heat(run: Tuning, tokens: Mapping[str, Sequence[Numbers]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,17 @@ from torch.nn import functional as F
 from loquela.data.batch import IGNORED
 from loquela.evaluation.forgetting import Forgetting, change
 from loquela.evaluation.metrics import accuracy, macro_f1
-from loquela.evaluation.statistics import difference
+from loquela.evaluation.spans import entity_f1, has_entities
+from loquela.evaluation.statistics import difference, paired_ratio
 from loquela.generation.decode import evaluating
 from loquela.tuning.batching import Assembler
 from loquela.tuning.losses import margins, preference_batches
 from loquela.tuning.preparing import Prepared
+from loquela.tuning.rendering import Item
 from loquela.tuning.scoring import Scores, score_items
 from loquela.tuning.subject import Subject
 
-__all__ = ["Held", "Verdict", "judge", "validate"]
+__all__ = ["Held", "Verdict", "gold_tags", "judge", "validate"]
 
 Numbers = npt.NDArray[np.float64]
 
@@ -44,6 +46,8 @@ class Held:
     values: Numbers
     n_bytes: Numbers
     predicted: npt.NDArray[np.int64]
+    choices: tuple[npt.NDArray[np.int64], ...] = ()
+    """Of words with tags: what each is given."""
 
 
 def validate(
@@ -61,8 +65,10 @@ def validate(
         return None
     values = scores.nats
     metrics_of: MetricsOf = _of_completions
-    loss, bits = scores.loss, None if prepared.classifies else scores.bits_per_byte
-    if prepared.classifies:
+    loss, bits = scores.loss, None if prepared.classifies or prepared.tags else scores.bits_per_byte
+    if prepared.tags:
+        metrics_of = _of_tags(prepared, subject.labels)
+    elif prepared.classifies:
         metrics_of = _of_labels(prepared)
     elif prepared.prefers:
         found = _margins(subject, prepared, assembler)
@@ -86,6 +92,7 @@ def validate(
         values=values,
         n_bytes=scores.n_bytes.astype(np.float64),
         predicted=scores.predicted,
+        choices=scores.choices if prepared.tags else (),
     )
 
 
@@ -113,6 +120,38 @@ def _of_labels(prepared: Prepared) -> MetricsOf:
         }
 
     return metrics
+
+
+def gold_tags(item: Item) -> npt.NDArray[np.int64]:
+    """Return the labels of an item's words."""
+    found: npt.NDArray[np.int64] = item.sample.labels[item.sample.labels != IGNORED]
+    return found
+
+
+def _of_tags(prepared: Prepared, names: Sequence[str]) -> MetricsOf:
+    gold = [gold_tags(item) for item in prepared.held]
+    most = _commonest_tag(prepared)
+    entities = has_entities(names)
+
+    def named(numbers: npt.NDArray[np.int64]) -> list[str]:
+        return [names[number] for number in numbers]
+
+    def metrics(scores: Scores, rows: npt.NDArray[np.int64]) -> dict[str, float]:
+        words = int(scores.tokens[rows].sum())
+        found = {
+            "accuracy": float(scores.right[rows].sum() / words),
+            "majority": sum(int((gold[row] == most).sum()) for row in rows) / words,
+        }
+        if entities:
+            asked, said = [named(gold[row]) for row in rows], [named(scores.choices[row]) for row in rows]
+            found["entity_f1"] = entity_f1(asked, said)
+        return found
+
+    return metrics
+
+
+def _commonest_tag(prepared: Prepared) -> int:
+    return int(np.bincount(np.concatenate([gold_tags(item) for item in prepared.train])).argmax())
 
 
 def _of_preferences(found: Numbers) -> MetricsOf:
@@ -145,7 +184,7 @@ class Verdict:
     better: bool
     lost: bool
     gain: float
-    """Bits per byte saved; of a classifier, accuracy above the most frequent label; of preferences, nats."""
+    """Bits per byte saved; of labels and tags, accuracy above the commonest; of preferences, nats."""
     ci95: tuple[float, float]
     sentence: str
 
@@ -163,7 +202,17 @@ class Verdict:
 def judge(prepared: Prepared, before: Held, after: Held, forgetting: Forgetting) -> Verdict:
     """Compare the two on the same rows; better means that the whole 95 % interval of the gain is above zero."""
     n = len(prepared.held)
-    if prepared.classifies:
+    if prepared.tags:
+        tags, most_common = [gold_tags(item) for item in prepared.held], _commonest_tag(prepared)
+        words = [float(len(own)) for own in tags]
+        right = [float((own == said).sum()) for own, said in zip(tags, after.choices, strict=True)]
+        ratio = paired_ratio(right, [float((own == most_common).sum()) for own in tags], words)
+        gain, ci95 = ratio.mean, ratio.ci95
+        said = f"accuracy {after.metrics['accuracy']:.1%} on the {sum(words):,.0f} words of {n:,} held-out sentences, "
+        said += f"{gain:+.1%} against the commonest tag"
+        if "entity_f1" in after.metrics:
+            said += f"; entities: F1 {after.metrics['entity_f1']:.1%}"
+    elif prepared.classifies:
         gold = [item.label for item in prepared.held]
         ((most, _),) = Counter(item.label for item in prepared.train).most_common(1)
         found = difference(

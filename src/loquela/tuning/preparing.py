@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loquela.data.pairs import Example, Examples, Labelled, read_examples
+from loquela.data.pairs import Example, Examples, Labelled, Tagged, read_examples
 from loquela.errors import DataError, RecipeError
 from loquela.tuning.batching import Order, shares
 from loquela.tuning.recipe import Task, TuneRecipe
@@ -16,7 +16,7 @@ from loquela.tuning.rendering import Item, Renderer
 from loquela.tuning.subject import Subject
 from loquela.tuning.templates import Templates, templates_for
 
-__all__ = ["Prepared", "labels_of", "prepare", "read_tasks"]
+__all__ = ["Prepared", "is_tagging", "labels_of", "prepare", "read_tasks"]
 
 Say = Callable[[str], None]
 
@@ -48,6 +48,11 @@ class Prepared:
         """Whether a classifier's head is tuned."""
         return self.train[0].label is not None
 
+    @property
+    def tags(self) -> bool:
+        """Whether words are labelled."""
+        return self.train[0].tagged
+
     def order(self, recipe: TuneRecipe) -> Order:
         """Return the order of the samples."""
         return Order([item.task for item in self.train], self.weights, recipe.batch_size, recipe.seed)
@@ -65,33 +70,61 @@ def read_tasks(recipe: TuneRecipe, say: Say) -> list[Examples]:
 
 
 def labels_of(recipe: TuneRecipe, tasks: Sequence[Examples]) -> list[str]:
-    """Return the labels of a classifier, numbers in their order; empty where the rows have none.
+    """Return the labels of a classifier of texts or of words, in their order; empty where the rows have none.
 
-    Raises `DataError` for a label outside those that the recipe names, and where there are fewer than two.
+    Numbers are in their order, and tags by their kinds. Raises `DataError` for a label outside those that the recipe
+    names, and where there are fewer than two.
     """
-    rows = [(examples, row) for examples in tasks for row in examples.rows if isinstance(row.meaning, Labelled)]
+    rows = [
+        (examples, row.row, _labels(row)) for examples in tasks for row in examples.rows if _labels(row) is not None
+    ]
     if not rows:
         if recipe.labels:
-            raise RecipeError("labels must be given for texts with labels only, but the rows have none")
+            raise RecipeError("labels must be given for texts or words with labels only, but the rows have none")
         return []
+    tagged = is_tagging(tasks)
     if recipe.labels:
-        for examples, row in rows:
-            assert isinstance(row.meaning, Labelled)
-            if row.meaning.label not in recipe.labels:
-                raise DataError(
-                    f"{examples.path}, row {row.row}: the label must be one of {', '.join(recipe.labels)}, but is "
-                    f"{row.meaning.label!r}"
-                )
+        for examples, row, own in rows:
+            for label in own or ():
+                if label not in recipe.labels:
+                    raise DataError(
+                        f"{examples.path}, row {row}: the label must be one of {', '.join(recipe.labels)}, but is "
+                        f"{label!r}"
+                    )
         return list(recipe.labels)
-    found = {row.meaning.label for _, row in rows if isinstance(row.meaning, Labelled)}
+    found = {label for _, _, own in rows for label in own or ()}
+    count = sum(len(own or ()) for _, _, own in rows)
     if len(found) < 2:
         raise DataError(f"a classifier must have at least two labels, but all rows have {', '.join(found)!r}")
-    if len(found) > len(rows) // 2:
+    if len(found) > count // 2:
         raise DataError(
-            f"labels must come again, but {len(found):,} of {len(rows):,} are different: name the right column "
+            f"labels must come again, but {len(found):,} of {count:,} are different: name the right column "
             "(--columns), or another --format"
         )
-    return sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+    return sorted(found, key=_tag_order if tagged else _label_order)
+
+
+def is_tagging(tasks: Sequence[Examples]) -> bool:
+    """Whether rows have words with tags; raises `DataError` where others have texts with labels."""
+    forms = {type(row.meaning) for examples in tasks for row in examples.rows} & {Tagged, Labelled}
+    if len(forms) > 1:
+        raise DataError("one model labels texts or words, but the rows of this run have both: tune twice")
+    return forms == {Tagged}
+
+
+def _labels(row: Example) -> tuple[str, ...] | None:
+    if isinstance(row.meaning, Tagged):
+        return row.meaning.tags
+    return (row.meaning.label,) if isinstance(row.meaning, Labelled) else None
+
+
+def _label_order(label: str) -> tuple[bool, int, str]:
+    return not label.isdigit(), int(label) if label.isdigit() else 0, label
+
+
+def _tag_order(tag: str) -> tuple[bool, tuple[bool, int, str], str]:
+    """O, then B- and I- of each kind beside each other."""
+    return tag != "O", _label_order(tag.partition("-")[2] or tag), tag
 
 
 def prepare(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from loquela.data.batch import IGNORED, Sample
-from loquela.data.pairs import Conversation, Example, Examples, Labelled, Pair, Text
+from loquela.data.pairs import Conversation, Example, Examples, Labelled, Pair, Tagged, Text
 from loquela.errors import ContextWindowError, DataError, UsageError
 from loquela.generation.completion import prompt_ids
+from loquela.generation.tagging import encode_words
 from loquela.models.base import EncoderDecoder, Network
 from loquela.prompting.templates import fill
 from loquela.text.chat import Rendered, join, render, render_turns
@@ -28,7 +29,7 @@ class Item:
     """A sample that the network can be trained on or scored by, and what its row was.
 
     `n_bytes` are the UTF-8 bytes of what is learnt; `rejected` is the sample of the worse answer to the same prompt;
-    `label` the number of a classifier's label.
+    `label` the number of a classifier's label; `tagged` says that each label is one of a word.
     """
 
     row: int
@@ -37,6 +38,7 @@ class Item:
     rejected: Sample | None = None
     label: int | None = None
     task: int = 0
+    tagged: bool = False
 
     @property
     def length(self) -> int:
@@ -66,6 +68,8 @@ class Renderer:
     labels: Sequence[str] = ()
     task: int = 0
     notes: list[str] = field(default_factory=list)
+    wordless: int = 0
+    """Words of which the tokenizer keeps nothing: what label they have cannot be learnt."""
 
     def items(self, examples: Examples) -> list[Item]:
         """Render all examples; raises `DataError` that names what cannot be, `ContextWindowError` for long samples."""
@@ -90,6 +94,9 @@ class Renderer:
             raise DataError(f"{examples.path}, {_rows(empty)} must have something to learn, but every token is masked")
         if long:
             self._say_long(long, examples)
+        if self.wordless:
+            self.notes.append(f"{examples.path.name}: {self.wordless:,} words have no token; their tags are left out")
+            self.wordless = 0
         if not items:
             raise DataError(f"{examples.path} must have samples to learn from, but none is left")
         return items
@@ -109,13 +116,16 @@ class Renderer:
         meaning = example.meaning
         if isinstance(meaning, Labelled) and self.network.kind == "encoder":
             return [self._classified(example.row, meaning)]
+        if isinstance(meaning, Tagged):
+            return [self._tagged(example.row, meaning)]
         if isinstance(meaning, Text):
             return self._pieces(example.row, meaning.text)
         if isinstance(self.network, EncoderDecoder):
             return [self._from_source(example.row, meaning)]
         if self.network.kind != "decoder":
             raise UsageError(
-                f"an {self.network.kind} model must be tuned on texts with labels (text, label), but the rows are not"
+                f"an {self.network.kind} model must be tuned on texts with labels (text, label) or on words with tags "
+                "(tokens, tags), but the rows are neither"
             )
         if isinstance(meaning, Conversation):
             return self._conversation(example.row, meaning)
@@ -169,6 +179,24 @@ class Renderer:
         labels[0] = number = self.labels.index(meaning.label)
         return Item(row, Sample(ids, labels), len(meaning.label.encode()), label=number, task=self.task)
 
+    def _tagged(self, row: int, meaning: Tagged) -> Item:
+        """Each word is labelled at its first token; the others are read, not learnt."""
+        if self.network.kind != "encoder":
+            raise UsageError(
+                f"words with tags need an encoder-only model, but this is an {self.network.kind}: take a BERT"
+            )
+        encoded = encode_words(self.tokenizer, meaning.words)
+        labels = np.full(len(encoded.ids), IGNORED, dtype=np.int64)
+        for tag, place in zip(meaning.tags, encoded.places, strict=True):
+            if tag not in self.labels:
+                raise DataError(f"a tag must be one of {', '.join(self.labels)}, but is {tag!r}")
+            if place is None:
+                self.wordless += 1
+            else:
+                labels[place] = self.labels.index(tag)
+        n_bytes = sum(len(tag.encode()) for tag in meaning.tags)
+        return Item(row, Sample(np.array(encoded.ids, dtype=np.int64), labels), n_bytes, task=self.task, tagged=True)
+
     def _from_source(self, row: int, meaning: Conversation | Pair | Labelled) -> Item:
         assert isinstance(self.network, EncoderDecoder)
         if isinstance(meaning, Conversation):
@@ -220,11 +248,11 @@ class Renderer:
     # -- samples that are too long
 
     def _cut(self, item: Item, examples: Examples) -> Item:
-        """Cut a classified text at its end, before its last token; a prompt at its start; an answer at its end."""
+        """Cut a labelled text at its end, before its last token; a prompt at its start; an answer at its end."""
         sample, limit = item.sample, self.limit
-        if item.label is not None:
+        if item.label is not None or item.tagged:
             ids = np.concatenate([sample.inputs[: limit - 1], sample.inputs[-1:]])
-            return _with(item, Sample(ids, sample.labels[:limit]))
+            return _with(item, Sample(ids, np.concatenate([sample.labels[: limit - 1], sample.labels[-1:]])))
         if sample.source is not None:
             source = sample.source
             if len(source) > limit:
@@ -267,7 +295,7 @@ def _window(sample: Sample, limit: int) -> Sample:
 
 
 def _with(item: Item, sample: Sample, rejected: Sample | None = None) -> Item:
-    return Item(item.row, sample, item.n_bytes, rejected, item.label, item.task)
+    return replace(item, sample=sample, rejected=rejected)
 
 
 def _rows(rows: Sequence[int]) -> str:

@@ -24,7 +24,7 @@ from loquela.tuning.batching import Assembler
 from loquela.tuning.evidence import write_evidence
 from loquela.tuning.judging import Held, judge, validate
 from loquela.tuning.loop import Tuning, optimizer_for
-from loquela.tuning.preparing import Prepared, labels_of, prepare, read_tasks
+from loquela.tuning.preparing import Prepared, is_tagging, labels_of, prepare, read_tasks
 from loquela.tuning.probing import Probes, probes_for
 from loquela.tuning.recipe import TuneRecipe
 from loquela.tuning.subject import Subject, open_subject
@@ -130,7 +130,7 @@ def _assembled(
     def say(message: str) -> None:
         on_event(Note(message))
 
-    subject = open_subject(recipe, labels_of(recipe, tasks))
+    subject = open_subject(recipe, labels_of(recipe, tasks), tags=is_tagging(tasks))
     prepared = prepare(recipe, subject, tasks, subject.labels, say)
     scoring = Assembler(subject.network, at_most=recipe.per_device_eval_batch_size, limit=subject.room, packing=False)
     learning = Assembler(

@@ -38,6 +38,8 @@ class Scores:
     n_bytes: npt.NDArray[np.int64]
     right: npt.NDArray[np.int64]
     predicted: npt.NDArray[np.int64]
+    choices: tuple[npt.NDArray[np.int64], ...]
+    """What is the most probable at each label of an item."""
 
     @property
     def loss(self) -> float:
@@ -67,12 +69,16 @@ def score_items(
     Raises `NonFiniteError` when a loss is not a number.
     """
     nats, tokens, right, predicted = (np.zeros(len(items)) for _ in range(4))
+    choices: list[npt.NDArray[np.int64]] = [np.empty(0, dtype=np.int64)] * len(items)
     with evaluating(network):
         for batch, numbers in assembler.numbered([item.sample for item in items]):
             if stopping():
                 return None
-            for into, found in zip((nats, tokens, right, predicted), _scored(network, batch), strict=True):
+            sums, chosen = _scored(network, batch)
+            for into, found in zip((nats, tokens, right, predicted), sums, strict=True):
                 into[numbers] = found
+            for number, own in zip(numbers, chosen, strict=True):
+                choices[number] = own
     if not np.isfinite(nats).all():
         raise NonFiniteError("the loss on the held-out rows must be a number, but is not; lower learning_rate")
     return Scores(
@@ -81,11 +87,12 @@ def score_items(
         np.array([item.n_bytes for item in items], dtype=np.int64),
         right.astype(np.int64),
         predicted.astype(np.int64),
+        tuple(choices),
     )
 
 
-def _scored(network: Network, batch: Batch) -> tuple[Numbers, ...]:
-    """Return nats, tokens, right ones and the last choice, each per row of a batch."""
+def _scored(network: Network, batch: Batch) -> tuple[Numbers, list[npt.NDArray[np.int64]]]:
+    """Return nats, tokens, right ones and the last choice, each per row of a batch (4, rows); and all choices."""
     hidden = network.hidden(batch.inputs, **batch.arguments)
     where = (batch.labels != IGNORED).nonzero()  # (labels, 2)
     rows, labels = where[:, 0], batch.labels[where[:, 0], where[:, 1]]
@@ -103,4 +110,5 @@ def _scored(network: Network, batch: Batch) -> tuple[Numbers, ...]:
     summed[1].index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
     summed[2].index_add_(0, rows, (choices == labels).double())
     summed[3][rows] = choices.double()
-    return tuple(summed.numpy())
+    ends = np.cumsum(summed[1].numpy().astype(np.int64))[:-1]
+    return summed.numpy(), np.split(choices.cpu().numpy(), ends)

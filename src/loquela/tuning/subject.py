@@ -20,7 +20,7 @@ from loquela.checkpoint.sentence import read_pooling, sentence_files
 from loquela.checkpoint.store import load_model, save_model
 from loquela.errors import CheckpointError, MismatchError, UsageError
 from loquela.models.base import Network, config_from_dict
-from loquela.models.encoder_only import EncoderConfig, EncoderOnly
+from loquela.models.encoder_only import EncoderConfig, EncoderOnly, Task
 from loquela.peft.frozen import quantize_base
 from loquela.peft.storing import load_adapter, save_adapter
 from loquela.text.tokenizer import Tokenizer
@@ -122,8 +122,10 @@ class Subject:
             write_file(directory / name, content)
 
 
-def open_subject(recipe: TuneRecipe, labels: Sequence[str]) -> Subject:
-    """Open the base of a recipe and put on it what the method trains; `labels` make an encoder a classifier.
+def open_subject(recipe: TuneRecipe, labels: Sequence[str], *, tags: bool = False) -> Subject:
+    """Open the base of a recipe and put on it what the method trains.
+
+    `labels` make an encoder a classifier of texts, or with `tags` of words.
 
     Raises `UsageError` for a method that makes no sense for this model.
     """
@@ -133,9 +135,10 @@ def open_subject(recipe: TuneRecipe, labels: Sequence[str]) -> Subject:
     network = loaded.network
     settings = dict(recipe.method_settings)
     if labels and isinstance(network, EncoderOnly):
-        if network.task != "text-classification" or network.labels != tuple(labels):
+        task: Task = "token-classification" if tags else "text-classification"
+        if network.task != task or network.labels != tuple(labels):
             torch.manual_seed(recipe.seed)  # of the fresh head
-            network = network.for_task("text-classification", labels)
+            network = network.for_task(task, labels)
         if recipe.method != "full":
             settings.setdefault("modules_to_save", ["classifier"])
     if recipe.method == "full":
