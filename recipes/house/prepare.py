@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from casing import Casing, stories
+from start import write_start
 
 __all__ = ["HELD_OUT", "PREPARED", "held_out", "held_out_apart", "rows", "words_prompt"]
 
@@ -69,7 +70,8 @@ def cloze_text(data: Path, work: Path) -> None:
     marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (place / "vocab.txt").write_text("\n".join([*marks, *(p for p in pieces if p not in marks)]) + "\n", "utf-8")
     (place / "tokenizer_config.json").write_text('{"do_lower_case": true}\n', "utf-8")
-    Tokenizer.load(place / "vocab.txt").save(work / "cloze-tokenizer")
+    if not (work / "cloze-start").exists():
+        write_start(Tokenizer.load(place / "vocab.txt"), work / "cloze-start")
 
 
 def translator_pairs(data: Path, work: Path) -> None:
