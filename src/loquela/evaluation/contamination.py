@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from loquela.data.built import document_ends, is_built, open_built
 from loquela.data.readers import Piece, read_pieces
+from loquela.data.tag_rows import tagging
 from loquela.errors import UsageError
 from loquela.evaluation.results import TaskResult, summarise
 from loquela.evaluation.rows import Row, read_rows
@@ -56,6 +57,8 @@ def words(text: str) -> list[str]:
 
 def item_texts(task: Task, rows: Sequence[Row]) -> dict[int, list[str]]:
     """Return the texts of each row that its prompt or answer shows, each by itself and without the template's words."""
+    if task.kind == "tag":
+        return {i: [" ".join(tagging(row).words)] for i, row in enumerate(rows)}
     templates = [*(task.prompt if isinstance(task.prompt, list) else [task.prompt]), task.target, task.text, task.pair]
     fields = list(dict.fromkeys(f for template in templates if template for f in _FIELD.findall(template)))
     return {i: [fill(f"{{{field}}}", row) for field in fields] for i, row in enumerate(rows)}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loquela.data.tag_rows import is_tagged_lines, is_tagging
 from loquela.errors import DataError
 from loquela.evaluation.rows import Row, read_rows
 from loquela.evaluation.task import Data, Task
@@ -20,11 +21,13 @@ def detect(path: Path) -> tuple[Task, str]:
     """Return the task of a data file, and a line that says what was taken for what.
 
     text and label → which label is the likeliest; question, choices and answer → multiple choice; prompt and
-    completion → perplexity of the completion; text alone, or a plain text → perplexity. A .tsv without such a header
-    is text, tab, label. Raises `DataError`.
+    completion → perplexity of the completion; tokens and tags → the tag of each word; text alone, or a plain text →
+    perplexity. A .tsv without such a header is text, tab, label. Raises `DataError`.
     """
     name = path.name.lower().removesuffix(".gz")
     stem = name.partition(".")[0] or "task"
+    if is_tagged_lines(path):
+        return _task(stem, "tag", path, {"layout": "conll"}), f"{path.name}: a word and its tag in a line → tag"
     if not name.endswith(_ROWS):
         return _task(stem, "perplexity", path), f"{path.name}: a plain text → perplexity"
     columns = None
@@ -38,8 +41,9 @@ def detect(path: Path) -> tuple[Task, str]:
     task = _of_fields(stem, path, rows, fields, columns)
     if task is None:
         raise DataError(
-            f"{path} must have the fields text and label, question, choices and answer, prompt and completion, or "
-            f"text, but has {', '.join(map(repr, sorted(fields)))[:200]}: write a task for it (docs/evaluation.md)"
+            f"{path} must have the fields text and label, question, choices and answer, prompt and completion, "
+            f"tokens and tags, or text, but has {', '.join(map(repr, sorted(fields)))[:200]}: write a task for it "
+            "(docs/evaluation.md)"
         )
     return task, f"{path.name}: {', '.join(sorted(fields))[:100]} → {task.kind}"
 
@@ -82,6 +86,8 @@ def _of_fields(stem: str, path: Path, rows: Sequence[Row], fields: set[str], col
         )
     if {"prompt", "completion"} <= fields:
         return _task(stem, "next_word", path, more, prompt="{prompt}", target="{completion}", delimiter="")
+    if is_tagging(rows[0]):
+        return _task(stem, "tag", path, {"columns": columns})
     if "text" in fields:
         return _task(stem, "perplexity", path, {"columns": columns})
     return None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loquela.data.tag_rows import tagging
 from loquela.errors import DataError
 from loquela.evaluation.rows import Row
 from loquela.evaluation.task import Task
@@ -53,8 +54,10 @@ def _item(task: Task, row: Row, number: int) -> Item:
         row = row | {field: words.get(str(look_up(row, field)), row[field])}
     prompts = task.prompt if isinstance(task.prompt, list) else [task.prompt]
     choices = _choices(task, row) if task.kind == "choice" else ()
-    if task.kind == "retrieve":
-        questions: tuple[str, ...] = (fill(task.text or "", row),)
+    if task.kind == "tag":
+        questions: tuple[str, ...] = (" ".join(tagging(row).words),)
+    elif task.kind == "retrieve":
+        questions = (fill(task.text or "", row),)
     else:
         questions = tuple(fill(prompt, row) for prompt in prompts)
     gold = _gold(task, row, choices) if choices else None

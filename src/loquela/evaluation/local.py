@@ -25,6 +25,7 @@ from loquela.generation.completion import complete, prompt_ids
 from loquela.generation.decode import evaluating
 from loquela.generation.embed import embed
 from loquela.generation.settings import GenerationSettings
+from loquela.generation.tagging import tag
 from loquela.models.base import Network
 from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.attaching import wearing
@@ -119,7 +120,7 @@ class LocalSubject:
 
     def several(self, questions: Iterable[Question]) -> Iterator[Answer]:
         """Yield the answers in the order of the questions, each as `likelihoods` gives it."""
-        if self.kind in ("classifier", "embedder"):
+        if self.kind in ("classifier", "tagger", "embedder"):
             raise cannot(self.name, "gives probabilities to texts")
         waiting: list[Encoded | ContextWindowError] = []
         fast = self._fast() if self.kind == "decoder" else None
@@ -249,9 +250,16 @@ class LocalSubject:
         with self.computing():
             return masked.classify(self.network, self.tokenizer, text, pair)
 
+    def tag(self, words: Sequence[str]) -> list[str]:
+        """Return the tag of each word of a sentence."""
+        with self.computing():
+            return [found.tag for found in tag(self.network, self.tokenizer, words)]
+
     def labels(self) -> tuple[str, ...]:
-        """Return the labels of a classifier."""
-        return self.network.labels if self.kind == "classifier" and isinstance(self.network, EncoderOnly) else ()
+        """Return the labels of a classifier of texts or of words."""
+        if isinstance(self.network, EncoderOnly) and self.kind in ("classifier", "tagger"):
+            return self.network.labels
+        return ()
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
         """Return one vector per text, as `LanguageModel.embed`; one that is too long is cut at its end."""
@@ -264,10 +272,8 @@ class LocalSubject:
 def _kind(network: Network) -> str:
     if not isinstance(network, EncoderOnly):
         return network.kind
-    kinds = {"fill-mask": "encoder", "text-classification": "classifier", "feature-extraction": "embedder"}
-    if network.task not in kinds:
-        raise UsageError(f"a model for {network.task} cannot be evaluated yet: no task asks for labels of tokens")
-    return kinds[network.task]
+    kinds = {"fill-mask": "encoder", "text-classification": "classifier", "token-classification": "tagger"}
+    return kinds.get(network.task, "embedder")
 
 
 def _tokens(items: Sequence[Encoded | ContextWindowError]) -> int:

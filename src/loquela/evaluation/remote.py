@@ -85,6 +85,10 @@ class RemoteSubject:
         """Refused: the API has no such question."""
         raise cannot(self.name, "classifies texts")
 
+    def tag(self, words: Sequence[str]) -> list[str]:
+        """Refused: the API has no such question."""
+        raise cannot(self.name, "labels words")
+
     def labels(self) -> tuple[str, ...]:
         """Return none."""
         return ()

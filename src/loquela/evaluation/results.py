@@ -13,6 +13,7 @@ import numpy as np
 from loquela.evaluation import metrics as m
 from loquela.evaluation.record import Record
 from loquela.evaluation.statistics import interval, interval_of
+from loquela.evaluation.tagging import tag_scores
 from loquela.evaluation.task import Task
 
 __all__ = ["TaskResult", "item_scores", "summarise"]
@@ -76,6 +77,8 @@ def item_scores(task: Task, records: Sequence[Record]) -> dict[str, list[float]]
             "recall@10": [m.recall(r, 10) for r in ranked],
             "mrr": [m.reciprocal_rank(r) for r in ranked],
         }
+    if task.kind == "tag":
+        return {"accuracy": [float(np.mean(np.array(r["gold"]) == np.array(r["predicted"]))) for r in records]}
     if task.kind == "code":
         return {"pass@1": [float(record["passed"]) for record in records]}
     if task.kind == "next_word" and "greedy" in first:
@@ -104,6 +107,8 @@ def summarise(task: Task, records: Sequence[Record], notes: Sequence[str] = ()) 
     n = len(records)
     if task.kind == "perplexity":
         return _perplexity(task, records, notes)
+    if task.kind == "tag":
+        return _tags(task, records, notes)
     means = item_scores(task, records)
     scores = {name: math.fsum(values) / n for name, values in means.items()}
     intervals = {name: interval(values) for name, values in means.items()}
@@ -206,6 +211,24 @@ def _baselines(task: Task, records: Sequence[Record], metric: str) -> tuple[floa
     judge = m.ITEM_METRICS.get(metric, m.exact_text)
     majority = math.fsum(judge(common[0][0], reference) for reference in references) / n
     return (1 / kinds if kinds <= min(_FEW, n // 5) else 0.0), majority
+
+
+def _tags(task: Task, records: Sequence[Record], notes: Sequence[str]) -> TaskResult:
+    scores, intervals, majority = tag_scores(records)
+    metric = next((name for name in task.metrics if name in scores), "accuracy")
+    details = {"words": sum(len(record["gold"]) for record in records)}
+    return TaskResult(
+        task.name,
+        metric,
+        scores,
+        intervals,
+        len(records),
+        None,
+        majority[metric],
+        details,
+        tuple(notes),
+        tuple(records),
+    )
 
 
 def _perplexity(task: Task, records: Sequence[Record], notes: Sequence[str]) -> TaskResult:

@@ -14,6 +14,9 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from loquela.data.files import characters
+from loquela.data.rows import BadRow
+from loquela.data.rows import Row as TagRow
+from loquela.data.tag_rows import read_lines
 from loquela.errors import DataError, MissingExtraError
 from loquela.evaluation.task import Data, Hub
 
@@ -106,6 +109,8 @@ def read_rows(path: Path, *, columns: Sequence[str] | None = None, layout: str =
 
     Raises `DataError` that names the file and the row.
     """
+    if layout == "conll":
+        return [_sentence(path, row) for row in read_lines(path)]
     text = _text(path)
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".jsonl", ".ndjson")):
@@ -119,6 +124,12 @@ def read_rows(path: Path, *, columns: Sequence[str] | None = None, layout: str =
     if name.endswith((".csv", ".tsv")):
         return _table(path, text, columns, tab=name.endswith(".tsv"))
     raise DataError(f"{path} must be named .jsonl, .json, .csv or .tsv (and perhaps .gz) to be read as rows")
+
+
+def _sentence(path: Path, row: TagRow | BadRow) -> Row:
+    if isinstance(row, BadRow):
+        raise DataError(f"{path}, sentence {row.number} {row.reason}")
+    return row.fields
 
 
 def _text(path: Path) -> str:

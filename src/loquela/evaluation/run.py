@@ -28,6 +28,7 @@ from loquela.evaluation.record import Log, Record
 from loquela.evaluation.results import TaskResult, summarise
 from loquela.evaluation.rows import Row, data_directories, find, sample, task_rows
 from loquela.evaluation.subject import Subject, cannot
+from loquela.evaluation.tagging import Tagger
 from loquela.evaluation.task import Task
 
 __all__ = ["Evaluation", "Prepared", "evaluate", "open_task", "prepare_task", "run"]
@@ -233,6 +234,8 @@ def _asked(
     task = one.task
     if task.kind == "retrieve":
         ask = partial(one_by_one, retrieval.Ranker(subject, task, one.rows))
+    elif task.kind == "tag":
+        ask = partial(one_by_one, Tagger(subject, one.rows, settings.shots))
     elif task.kind == "code":
         ask = partial(one_by_one, code.Runner(subject, task, allowed=settings.allow_code_execution))
     else:

@@ -44,7 +44,7 @@ class Subject(Protocol):
 
     name: str
     kind: str
-    """`decoder`, `encoder-decoder`, `encoder` (fills masks), `classifier`, `embedder`, or `remote`."""
+    """`decoder`, `encoder-decoder`, `encoder` (fills masks), `classifier`, `tagger`, `embedder`, or `remote`."""
     window: int | None
     """The context window in tokens, None where it is not known."""
 
@@ -69,8 +69,11 @@ class Subject(Protocol):
     def classify(self, text: str, pair: str | None) -> str:
         """Return the label of a text, or of a pair of texts."""
 
+    def tag(self, words: Sequence[str]) -> list[str]:
+        """Return the tag of each word of a sentence."""
+
     def labels(self) -> tuple[str, ...]:
-        """Return the labels that `classify` tells apart; empty where it has no answer."""
+        """Return the labels that `classify` or `tag` tells apart; empty where it has no answer."""
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
         """Return one vector per text (n, dim)."""

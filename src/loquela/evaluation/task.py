@@ -14,7 +14,7 @@ from loquela.errors import DataError, RecipeError, UsageError, nearest
 
 __all__ = ["Data", "Hub", "Kind", "Task", "named", "names", "read"]
 
-Kind: TypeAlias = Literal["choice", "next_word", "generate", "perplexity", "retrieve", "code"]
+Kind: TypeAlias = Literal["choice", "next_word", "generate", "perplexity", "retrieve", "code", "tag"]
 _MAX_BYTES = 1 << 14
 
 
@@ -45,7 +45,9 @@ class Data(_Strict):
     group: str | None = Field(
         default=None, description="Rows with the same value here are one; `FIELD_all` lists their values of a field."
     )
-    layout: Literal["rows", "squad"] = Field(default="rows", description="How a .json file holds its rows.")
+    layout: Literal["rows", "squad", "conll"] = Field(
+        default="rows", description="How a file holds its rows: SQuAD's JSON, or a word and its tag in a line."
+    )
     hub: Hub | None = Field(default=None, description="The same rows at the Hugging Face Hub.")
 
 
@@ -100,6 +102,7 @@ _NEEDS = {
     "perplexity": (),
     "retrieve": ("text", "target"),
     "code": (),
+    "tag": (),
 }
 
 
