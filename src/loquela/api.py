@@ -24,6 +24,7 @@ from loquela.generation.decode import Speculation, evaluating
 from loquela.generation.embed import embed
 from loquela.generation.settings import GenerationSettings, settled
 from loquela.generation.speculative import Draft, draft_of
+from loquela.generation.tagging import TaggedWord, tag
 from loquela.inspection.watch import Seen, watch
 from loquela.models.base import Network
 from loquela.peft.attaching import adapters, wearing
@@ -156,6 +157,14 @@ class LanguageModel:
         """Return log-probabilities per token, perplexity and bits per byte; see `loquela.evaluation.perplexity`."""
         with self.wearing(adapter):
             return score(self.network, self.tokenizer, text, window=window, stride=stride)
+
+    def tag(self, text: str | Sequence[str], *, adapter: str | EllipsisType | None = ...) -> list[TaggedWord]:
+        """Return the words of a text (or of the words given), each with the label that fits it best.
+
+        Raises `UsageError` unless the model is one for token classification.
+        """
+        with self.wearing(adapter):
+            return tag(self.network, self.tokenizer, text)
 
     def watch(self, *names: str) -> AbstractContextManager[Seen]:
         """Collect what modules compute, by name, while the `with` runs; see `loquela.inspection.watch`."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import loquela as loquela_api
 from loquela.checkpoint.store import save_model
 from loquela.models.base import architecture
+from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
 
 Run = Callable[..., Any]
@@ -50,3 +52,27 @@ def test_what_makes_no_sense_says_so(loquela: Run, masked: Path) -> None:
     code, out, err = loquela("generate", "-m", masked, "-p", "the [MASK]", "--temperature", 0.5)
     assert (code, out) == (2, "")
     assert "temperature has no effect" in err
+
+
+@pytest.fixture(scope="module")
+def tagger(masked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = loquela_api.load(masked)
+    assert isinstance(model.network, EncoderOnly)
+    directory = tmp_path_factory.mktemp("models") / "tagger"
+    save_model(model.network.for_task("token-classification", ["O", "B-PET"]), model.tokenizer, directory)
+    return directory
+
+
+def test_words_are_printed_with_their_tags(loquela: Run, tagger: Path) -> None:
+    done = loquela("generate", "-m", tagger, "-p", "the cat, and the dog")
+    assert done.code == 0
+    lines = [line.split("\t") for line in done.out.splitlines()]
+    assert [word for word, _ in lines] == ["the", "cat", ",", "and", "the", "dog"]
+    found = loquela_api.load(tagger).tag("the cat, and the dog")
+    assert [tag for _, tag in lines] == [one.tag for one in found]
+    result = json.loads(loquela("generate", "-m", tagger, "--json", stdin="the cat, and the dog\n").out)
+    assert result["words"] == [{"word": one.word, "tag": one.tag, "log_prob": one.log_prob} for one in found]
+    refused = loquela("generate", "-m", tagger, "-p", "the cat", "--temperature", 1)
+    assert refused.code == 2
+    assert "labels words" in refused.err
+    assert [one.tag for one in loquela_api.load(tagger).tag(["the", "cat"])]

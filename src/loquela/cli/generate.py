@@ -52,7 +52,9 @@ def generate(
     draft: DraftOption = None,
     **settings: Any,
 ) -> None:
-    """Complete a prompt; the completion goes to stdout as it comes. A masked language model fills its [MASK]s.
+    """Complete a prompt; the completion goes to stdout as it comes.
+
+    A masked language model fills its [MASK]s; a model that labels words prints each word with its label.
 
     One line end at the end of a piped prompt is left out. A setting that is not given has the value of the model's
     generation_config.json, else the default named here.
@@ -109,6 +111,9 @@ def _fill(model: LanguageModel, prompt: str, top: int, json: bool, settings: lis
     from loquela.errors import UsageError
     from loquela.generation.fill import fill
 
+    if getattr(model.network, "task", None) == "token-classification":
+        _tag(model, prompt, json, settings)
+        return
     if settings:
         raise UsageError(f"a masked language model fills each mask at once: {', '.join(settings)} has no effect on it")
     with model.wearing():
@@ -120,3 +125,17 @@ def _fill(model: LanguageModel, prompt: str, top: int, json: bool, settings: lis
         if piece.top:
             note(f"mask {number}: " + ", ".join(f"{a.text.strip()} {math.exp(a.log_prob):.1%}" for a in piece.top))
     write(filled.text + "\n")
+
+
+def _tag(model: LanguageModel, text: str, json: bool, settings: list[str]) -> None:
+    """Print each word with its label, as files for tagging are written."""
+    from loquela.errors import UsageError
+
+    if settings:
+        raise UsageError(f"a model that labels words writes none: {', '.join(settings)} has no effect on it")
+    found = model.tag(text)
+    if json:
+        words = [{"word": one.word, "tag": one.tag, "log_prob": one.log_prob} for one in found]
+        print_json({"text": text, "words": words})
+        return
+    write("".join(f"{one.word}\t{one.tag}\n" for one in found))
