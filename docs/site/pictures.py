@@ -53,7 +53,7 @@ def positional() -> None:
     s.curve(range(60), (first[:60] / scale).tolist(), area, span, BLUE, 5)
     fourth = torch.tensor([float(second[4, 4 + d]) for d in range(60)])
     s.curve(range(60), (fourth / scale).tolist(), area, span, ORANGE, 1.5)
-    s.text(650, 312, "query at place 0 (blue) and at place 4 (orange): one curve", size=11, colour=GREY)
+    s.text(650, 494, "query at place 0 (blue) and at place 4 (orange): one curve", size=11, colour=GREY)
     s.write(PLACE / "positions.svg")
 
 

@@ -81,7 +81,7 @@ def _command(command: Any, path: list[str]) -> Iterator[str]:
     records = [param.get_help_record(context) or _argument(param, context) for param in command.get_params(context)]
     rows = [(names, says) for names, says in (record for record in records if record) if names != "--help"]
     if rows:
-        table = [f"| `{_cell(names)}` | {_cell(_plain(says))} |" for names, says in rows]
+        table = [f"| `{' '.join(names.split())}` | {_cell(_plain(says))} |" for names, says in rows]
         yield "\n".join(["| option | what it does |", "|---|---|", *table])
     if command.epilog:
         yield command.epilog

@@ -139,6 +139,14 @@ def test_code_is_read_from_the_source() -> None:
         assert len(sources.code(name)[1].splitlines()) >= 1
 
 
+def test_every_architecture_is_in_the_guide() -> None:
+    """What has a config of its own in `models/` can be loaded, and the guide says so."""
+    said = (ROOT / "docs" / "guides" / "checkpoints.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "src" / "loquela" / "models").glob("*.py")):
+        if re.search(r"^CONFIG, NETWORK = ", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert re.search(rf"\b{path.stem}\b", said), path.stem
+
+
 def test_every_extra_is_explained() -> None:
     said = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
     extras = re.search(
