@@ -44,7 +44,7 @@ def encoder(model: LanguageModel, name: str, work: Path) -> Figures:
     """How often a hidden word is found, words of one piece, one at a time."""
     rng, first, five, asked = random.Random(0), 0, 0, 0
     tokenizer = model.tokenizer
-    for text in held_out(work / f"{name}.jsonl")[:250]:
+    for text in held_out(work / "stories.jsonl")[:250]:
         ids = tokenizer.encode(text)[:64]
         whole = [
             i

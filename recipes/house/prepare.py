@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import random
 import re
 import sys
@@ -50,20 +49,14 @@ def cuentos_text(data: Path, work: Path) -> None:
 
 
 def cloze_text(data: Path, work: Path) -> None:
-    """The stories, and as many characters of everyday English sentences in groups of six, shuffled; a vocabulary.
+    """A vocabulary of the stories, and the model that starts with it.
 
     WordPiece in lower case, as BERT's first models had it: most words are one piece, so that a mask is a word.
     """
     from loquela.text.tokenizer import Tokenizer
 
-    told = held_out_apart(work / "stories.jsonl")[0]
-    english = sorted({row[0] for row in _tatoeba(data)})
-    random.Random(SEED).shuffle(english)
-    pieces = told + [" ".join(english[i : i + 6]) for i in range(0, len(english), 6)]
-    random.Random(SEED).shuffle(pieces)
-    pieces += held_out_apart(work / "stories.jsonl")[1][:130]  # what `stories` holds out is held out here too
-    _write(work / "cloze.jsonl", ({"text": piece} for piece in pieces))
-    learnt = Tokenizer.train("wordpiece", (p.lower() for p in pieces), 4096 - 4, special_tokens=("[UNK]",))
+    texts = held_out_apart(work / "stories.jsonl")[0]
+    learnt = Tokenizer.train("wordpiece", (text.lower() for text in texts), 2560 - 4, special_tokens=("[UNK]",))
     place = work / "cloze-vocabulary"
     place.mkdir(exist_ok=True)
     pieces = [learnt.token(i) for i in range(learnt.vocab_size)]
@@ -88,18 +81,17 @@ def translator_pairs(data: Path, work: Path) -> None:
 
 
 def words_rows(data: Path, work: Path) -> None:
-    """Stories with one to three words before them: things that come up again, first what the story speaks of most."""
+    """Stories with one to three words before them: things that their first two sentences speak of, in that order."""
     told, kept = held_out_apart(work / "stories.jsonl")
-    having = things(told)
+    known = things(told)
     for name, some, most in (("words", told, 2400), ("words-test", kept, 200)):
         rng = random.Random(SEED)
         found = []
         for story in some:
-            times = Counter(word for word in re.findall(r"\b[a-z]+\b", story) if word in having)
-            again = [word for word in times if times[word] > 1]
-            own = sorted(again, key=lambda word: (-times[word] * math.log(len(told) / having[word]), word))
-            if len(story) <= 750 and own:
-                named = own[: rng.choice((1, 1, 2, 3))]
+            start = " ".join(re.split(r"(?<=[.!?])\"?\s", story)[:2])
+            own = list(dict.fromkeys(word for word in re.findall(r"\b[a-z]+\b", start) if word in known))
+            if own and len(start) < 220:
+                named = sorted(rng.sample(own, min(len(own), rng.choice((1, 2, 2, 3)))), key=own.index)
                 found.append({"prompt": words_prompt(named), "completion": f" {story}"})
         _write(work / f"{name}.jsonl", rng.sample(found, min(most, len(found))))
 
@@ -136,10 +128,10 @@ PREPARED = {
 """What makes the text of each model or adapter, and whose text it is made from."""
 
 
-def things(texts: Sequence[str]) -> dict[str, int]:
-    """Return the words for things and animals that at least 1 in 150 texts has, and how many do.
+def things(texts: Sequence[str]) -> set[str]:
+    """Return the words for things and animals that at least 1 in 200 texts has.
 
-    What such a word is shows what stands before it: in three of ten places an article or a colour or a size.
+    What such a word is shows what stands before it: in four of ten places an article or a colour or a size.
     """
     before = "a an the big little small red blue green old new pretty shiny".split()
     pairs = Counter(
@@ -151,9 +143,9 @@ def things(texts: Sequence[str]) -> dict[str, int]:
         named[second] += times if first in before else 0
     having = Counter(word for text in texts for word in set(re.findall(r"\b[a-z]+\b", text)))
     return {
-        word: having[word]
+        word
         for word, times in named.items()
-        if len(word) > 2 and times > 0.3 * everywhere[word] and len(texts) / 150 < having[word] < len(texts) / 5
+        if len(word) > 2 and times > 0.4 * everywhere[word] and len(texts) / 200 < having[word] < len(texts) / 8
     }
 
 
