@@ -31,7 +31,6 @@ from loquela.peft.attaching import adapters, wearing
 from loquela.peft.wardrobe import Names
 from loquela.prompting.budget import fit
 from loquela.text.tokenizer import Tokenizer
-from loquela.tuning.subject import open_adapter
 
 if TYPE_CHECKING:
     from loquela.engine.decoder import CacheType, Quantize
@@ -65,8 +64,11 @@ def load(
     chosen = Engine(engine, cache_dtype)
     loaded = load_model(directory, dtype=dtype, device=device)
     network = loaded.network
-    for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter or {}).items():
-        network = open_adapter(network, loaded.tokenizer, place, name)
+    if adapter is not None:
+        from loquela.tuning.subject import open_adapter  # a quarter of what there is to import, for adapters only
+
+        for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter).items():
+            network = open_adapter(network, loaded.tokenizer, place, name)
     if quantize is None and engine != "torch":
         quantize = stored_width(network, loaded.directory)
     if quantize is not None:

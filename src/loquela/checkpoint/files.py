@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = [
     "read_json",
     "reading_errors",
     "verify",
+    "verifying",
 ]
 
 MANIFEST = "manifest.json"
@@ -129,6 +131,22 @@ def verify(directory: str | Path) -> None:
             f"{directory} is not what was saved: {'; '.join(wrong)}. Take another copy, or delete {MANIFEST} if the "
             "change was meant"
         )
+
+
+@contextmanager
+def verifying(directory: Path) -> Iterator[None]:
+    """Verify a directory while the block reads it: hashing leaves the interpreter to others.
+
+    What `verify` has to say comes before what the block raises.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        verified = pool.submit(verify, directory)
+        try:
+            yield
+        except Exception:
+            verified.result()
+            raise
+        verified.result()
 
 
 def inside(directory: Path, name: str) -> Path:

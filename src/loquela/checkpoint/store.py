@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from loquela.checkpoint.files import (
     read_json,
     reading_errors,
     verify,
+    verifying,
 )
 from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.parts import stored_tensors, write_parts
@@ -142,16 +144,15 @@ def _load(directory: Path, dtype: torch.dtype | None, device: str | torch.device
     finish_install(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"a model directory must have a config.json, but {directory} has none")
-    if check:
-        verify(directory)
-    config = read_config(directory)
-    tensors = stored_tensors(directory)
-    if few_bits.bits_of(directory) is not None:
-        tensors = few_bits.unrounded(tensors)
-    try:
-        network = from_tensors(config, tensors, dtype=dtype, device=device)
-    except CheckpointError as error:
-        raise type(error)(f"{directory}: {error}") from error
+    with verifying(directory) if check else nullcontext():
+        config = read_config(directory)
+        tensors = stored_tensors(directory)
+        if few_bits.bits_of(directory) is not None:
+            tensors = few_bits.unrounded(tensors)
+        try:
+            network = from_tensors(config, tensors, dtype=dtype, device=device)
+        except CheckpointError as error:
+            raise type(error)(f"{directory}: {error}") from error
     generation = read_json(directory, "generation_config.json") if _has(directory, "generation_config.json") else {}
     there = [name for name in (*_VOCABULARIES, *_BESIDE) if _has(directory, name)]  # none may be a link to elsewhere
     tokenizer = Tokenizer.load(directory) if any(name in _VOCABULARIES for name in there) else None

@@ -59,13 +59,13 @@ def generate(
     One line end at the end of a piped prompt is left out. A setting that is not given has the value of the model's
     generation_config.json, else the default named here.
     """
-    from loquela.generation.decode import Speculation
-
     if prompt is None:
         prompt = piped_text("--prompt TEXT, or echo TEXT | loquela generate -m DIR").removesuffix("\n")
 
     language_model = open_model(model, engine, quantize, adapter, cache_dtype)
     suit_threads(language_model)
+    from loquela.generation.decode import Speculation
+
     if language_model.network.kind == "encoder":
         shaping = {"truncate": truncate, "json_schema": json_schema, "regex": regex, "draft": draft}
         _fill(language_model, prompt, top, json, [*settings, *(name for name, value in shaping.items() if value)])

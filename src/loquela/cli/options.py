@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loquela.cli.output import note
+from loquela.cli.threads import starting
 from loquela.generation.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -111,17 +112,18 @@ def open_model(
     cache: _CacheType = FLOAT32,
 ) -> LanguageModel:
     """Load a model as the flags say; stderr says what takes longer than one would think, and why."""
-    from loquela.api import load
+    with starting():
+        from loquela.api import load
 
-    language_model = load(
-        model,
-        adapter=adapter,
-        engine=engine.value,
-        quantize=None if quantize is None else quantize.value,
-        cache_dtype=cache.value,
-    )
-    with language_model.wearing():
-        runs = language_model.engine.of(language_model.network)
+        language_model = load(
+            model,
+            adapter=adapter,
+            engine=engine.value,
+            quantize=None if quantize is None else quantize.value,
+            cache_dtype=cache.value,
+        )
+        with language_model.wearing():
+            runs = language_model.engine.of(language_model.network)
     if language_model.engine.note:
         note(language_model.engine.note)
     elif runs is not language_model.network or quantize is not None:
