@@ -29,7 +29,9 @@ def evaluate(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Model directory; several give a curve.")
     ] = None,
-    task: Annotated[list[str] | None, typer.Option("--task", "-t", help="Name, YAML task or data file.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Name, YAML task, data file, or owner/name of the Hub.")
+    ] = None,
     adapter: Annotated[str | None, typer.Option(help="Adapter directory for the model.")] = None,
     quantize: QuantizeOption = None,
     url: Annotated[str | None, typer.Option(help="Ask a server instead, e.g. http://127.0.0.1:8000/v1.")] = None,

@@ -31,7 +31,10 @@ _EPILOG = (
 def tune(
     context: typer.Context,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Directory of the model to tune.")] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="File of rows; several are mixed.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="File of rows, or owner/name of the Hub; several are mixed."),
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Where the adapter or the model goes.")] = None,
     method: Annotated[
         str | None, typer.Option(help="full, lora, adapter, ia3, prompt, prefix or selective. [default: lora]")

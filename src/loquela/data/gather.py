@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loquela.data import corpora, documents
+from loquela.data import corpora, documents, hub
+from loquela.data.hub import HUB
 from loquela.data.readers import Piece, cut, file_hash, read_pieces
 from loquela.data.rows import BadRow, read_rows
-from loquela.errors import DataError, MissingExtraError, UsageError
+from loquela.errors import DataError
 
 __all__ = ["HUB", "Gathering", "find"]
 
-HUB = "hub:"
 _ENDINGS = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet")
 _SHOWN = 3
 _LONGEST = 200
@@ -44,8 +43,7 @@ class Gathering:
 
     def _pieces(self, source: str) -> Iterator[Piece]:
         if source.startswith(HUB):
-            texts = _hub_texts(source, self.column)
-            yield from self._rows_of(source, ((n, {self.column: text}) for n, text in enumerate(texts, 1)))
+            yield from self._rows_of(source, enumerate(hub.rows(_chosen(source)), 1))
         elif _is_set(Path(source)):
             yield from self._rows_of(source, self._rows(source))
         else:
@@ -106,7 +104,7 @@ class Gathering:
 
     def hashes(self) -> list[str]:
         """Return the SHA-256 of each source; of a Hub set, its revision."""
-        return [_hub_revision(s) if s.startswith(HUB) else file_hash(Path(s)) for s in self.sources]
+        return [hub.revision(_chosen(s)) if s.startswith(HUB) else file_hash(Path(s)) for s in self.sources]
 
 
 def find(names: Sequence[str]) -> list[str]:
@@ -145,36 +143,7 @@ def _is_set(path: Path) -> bool:
     return documents.format_of(path) is not None or _ending(path) == "parquet"
 
 
-def _datasets() -> Any:
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError:
-        raise MissingExtraError("data sets of the Hub need the datasets package: pip install 'loquela[hub]'") from None
-    return datasets
-
-
-def _hub_name(source: str) -> tuple[str, str]:
-    name, _, split = source.removeprefix(HUB).partition(":")
-    if not name:
-        raise UsageError(f"a data set of the Hub must be {HUB}NAME or {HUB}NAME:SPLIT, but is {source!r}")
-    return name, split or "train"
-
-
-def _hub_texts(source: str, field: str) -> Iterator[Any]:
-    datasets = _datasets()
-    name, split = _hub_name(source)
-    try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        for row in itertools.chain(rows):
-            yield row.get(field)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{source} must be a data set that can be read, but: {' '.join(str(error).split())}") from None
-
-
-def _hub_revision(source: str) -> str:
-    datasets = _datasets()
-    name, _ = _hub_name(source)
-    try:
-        return str(datasets.load_dataset_builder(name).hash)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{source} must be a data set that can be found, but: {' '.join(str(error).split())}") from None
+def _chosen(source: str) -> hub.HubSet:
+    chosen = hub.named(source)
+    assert chosen is not None
+    return chosen

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loquela.data import chat_rows
+from loquela.data import chat_rows, hub
 from loquela.data.chat_rows import Conversation, text_of
 from loquela.data.rows import BadRow, Row, read_rows
 from loquela.data.tag_rows import Tagged, is_tagged_lines, is_tagging, read_lines, tagging
@@ -135,23 +135,29 @@ FORMATS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[
 
 
 def read_examples(
-    path: str | Path,
+    source: str | Path,
     *,
     form: str | None = None,
     columns: Sequence[str] = (),
     encoding: str = "utf-8",
     skip_bad_rows: bool = False,
 ) -> Examples:
-    """Read a file of tuning data, all of it; `form` names a format of `FORMATS` instead of the detected one.
+    """Read a file of tuning data, or a set of the Hub (`loquela.data.hub`), all of it.
+
+    `form` names a format of `FORMATS` instead of the detected one.
 
     Raises `DataError` that names the file and the first bad rows and counts them, unless `skip_bad_rows`; then they
     are left out and a note counts them. Raises it also when no row can be used or no format fits.
     """
-    path = Path(path)
+    path = Path(source)
     if form is not None and form not in FORMATS:
         raise UsageError(f"the format must be one of {', '.join(FORMATS)}, but is {form!r}{nearest(form, FORMATS)}")
     notes: list[str] = []
-    if form in (None, "tagging") and not columns and is_tagged_lines(path, encoding):
+    rows: list[Row | BadRow]
+    if (chosen := hub.named(str(source))) is not None:
+        rows = [Row(number, fields) for number, fields in enumerate(hub.rows(chosen), 1)]
+        found = form or _detect(path, rows)
+    elif form in (None, "tagging") and not columns and is_tagged_lines(path, encoding):
         rows, found = list(read_lines(path, encoding=encoding)), "tagging"
     else:
         rows = _named(list(read_rows(path, encoding=encoding, columns=columns, notes=notes)), form)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loquela.data import hub as hub_sets
 from loquela.data.tag_rows import is_tagged_lines, is_tagging
 from loquela.errors import DataError
 from loquela.evaluation.rows import Row, read_rows
-from loquela.evaluation.task import Data, Task
+from loquela.evaluation.task import Data, Hub, Task
 
-__all__ = ["detect"]
+__all__ = ["detect", "detect_set"]
 
 _ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 _SHOTS = 20  # rows kept for shots, unless the file is too small to spare them
@@ -46,6 +47,25 @@ def detect(path: Path) -> tuple[Task, str]:
             "(docs/evaluation.md)"
         )
     return task, f"{path.name}: {', '.join(sorted(fields))[:100]} → {task.kind}"
+
+
+def detect_set(name: str) -> tuple[Task, str] | None:
+    """Return the task of a data set of the Hub, as `detect` does of a file; None for a name of another kind."""
+    if (chosen := hub_sets.named(name, "validation")) is None:
+        return None
+    rows = list(hub_sets.rows(chosen))
+    fields = set(rows[0]) if rows else set()
+    stem = chosen.name.rpartition("/")[2]
+    task = _of_fields(stem, Path(), rows, fields, None) if rows else None
+    if task is None or task.kind == "perplexity":
+        raise DataError(
+            f"{name} must have the fields text and label, question, choices and answer, prompt and completion, or "
+            f"tokens and tags, but has {', '.join(map(repr, sorted(fields)))[:200] or 'no row'}"
+        )
+    found = Hub(path=chosen.name, name=chosen.config, split=chosen.split)
+    data = task.data.model_copy(update={"test": "", "hub": found})
+    said = f"{chosen.name} ({chosen.split}): {', '.join(sorted(fields))[:100]} → {task.kind}"
+    return task.model_copy(update={"data": data}), said
 
 
 def _of_fields(stem: str, path: Path, rows: Sequence[Row], fields: set[str], columns: list[str] | None) -> Task | None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from loquela.data import hub as hub_sets
 from loquela.data.files import characters
 from loquela.data.rows import BadRow
 from loquela.data.rows import Row as TagRow
 from loquela.data.tag_rows import read_lines
-from loquela.errors import DataError, MissingExtraError
+from loquela.errors import DataError
 from loquela.evaluation.task import Data, Hub
 
 __all__ = ["DATA_VARIABLE", "Row", "data_directories", "find", "read_rows", "sample", "task_rows"]
@@ -31,9 +31,10 @@ _CHARACTERS = 1 << 28  # of one file: an evaluation set is read as a whole
 def task_rows(data: Data, directories: Sequence[Path], *, hub: bool = False) -> tuple[list[Row], list[Row]]:
     """Return the rows that are asked and those that shots come from; no row is in both.
 
-    Files are looked for in `directories`, in order; with `hub` the rows come from the Hub instead. Raises `DataError`.
+    Files are looked for in `directories`, in order; with `hub`, or where no file is named, the rows come from the Hub.
+    Raises `DataError`.
     """
-    if hub:
+    if hub or not data.test:
         if data.hub is None:
             raise DataError("this task must name its rows at the Hub, but does not: leave --hub out")
         test = _from_hub(data.hub, data.hub.split)
@@ -202,16 +203,5 @@ def _parallel(files: Mapping[str, Path]) -> list[Row]:
     return [dict(zip(lines, row, strict=True)) for row in zip(*lines.values(), strict=True)]
 
 
-def _from_hub(hub: Hub, split: str | None) -> list[Row]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise MissingExtraError(
-            "rows from the Hub need the package datasets: pip install 'loquela[hub]', or name files with --data-dir"
-        ) from None
-    try:
-        rows = datasets.load_dataset(hub.path, hub.name, split=split)
-    except Exception as error:  # the library lets its network's errors through, of many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{hub.path} could not be had from the Hub ({reason}): name files with --data-dir") from error
-    return [cast(Row, dict(row)) for row in rows]
+def _from_hub(hub: Hub, split: str) -> list[Row]:
+    return list(hub_sets.rows(hub_sets.HubSet(hub.path, hub.name, split)))

@@ -19,7 +19,7 @@ from loquela.errors import ContextWindowError, DataError, LoquelaError, Tokenize
 from loquela.evaluation import code, retrieval
 from loquela.evaluation import task as tasks
 from loquela.evaluation.ask import Asker, one_by_one
-from loquela.evaluation.detect import detect
+from loquela.evaluation.detect import detect, detect_set
 from loquela.evaluation.items import Item, item
 from loquela.evaluation.local import LocalSubject, Opened
 from loquela.evaluation.perplexity import prepare, score_windows
@@ -144,8 +144,12 @@ def open_task(task: str | Path | Task) -> tuple[Task, Path | None, str]:
     if path.is_file():
         found, note = detect(path)
         return found, path.parent, note
+    if (of_hub := detect_set(str(task))) is not None:
+        return of_hub[0], None, of_hub[1]
     if path.suffix or len(path.parts) > 1:
-        raise DataError(f"a task must be a name, a YAML file or a data file, but {path} is no file")
+        raise DataError(
+            f"a task must be a name, a YAML file, a data file or a data set of the Hub, but {path} is no file"
+        )
     return tasks.named(str(task)), None, ""
 
 

@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 class Task(_Strict):
     """One of several tasks: its own file, format and template, and its weight in the mixture."""
 
-    data: str = Field(description="A file of rows.")
+    data: str = Field(description="A file of rows, or a data set of the Hub.")
     name: str | None = Field(default=None, description="What the task is called; else the file's name.")
     format: str | None = Field(default=None, description="How its rows are read; else detected.")
     template: str | None = Field(default=None, description="How its prompts are written.")
