@@ -78,17 +78,17 @@ def translator(model: LanguageModel, name: str, work: Path) -> Figures:
 
 
 def words(model: LanguageModel, name: str, work: Path) -> Figures:
-    """How many of the words asked for come up, in what the adapter and what the base writes."""
-    trained = Counter(re.findall(r"[a-z]+", " ".join(row["prompt"][6:-6] for row in rows(work / f"{name}.jsonl"))))
-    common = sorted(word for word, times in trained.items() if times > 9)
-    rng = random.Random(1)
-    asked = [rng.sample(common, 2) for _ in range(SAMPLED)]
+    """How often what was asked for comes up, in what the adapter and what the base writes."""
+    heroes = Counter(re.split("[:,.] ?", row["prompt"])[1] for row in rows(work / f"{name}.jsonl"))
+    asked = sorted(hero for hero, times in heroes.items() if times > 4)
+    random.Random(1).shuffle(asked)
+    asked = asked[:SAMPLED]
     shares = []
     for adapter in (None, name):
-        told = _written(model, [words_prompt(some) for some in asked], adapter)
-        used = sum(bool(re.search(rf"\b{w}", text)) for some, (text, _) in zip(asked, told, strict=True) for w in some)
-        shares.append(f"{used / (2 * SAMPLED):.0%}")
-    return _both(model, name, work, "completion") | _change("of two words asked for, how many come up", shares)
+        told = _written(model, [words_prompt([hero]) for hero in asked], adapter)
+        used = sum(bool(re.search(rf"\b{hero}", text)) for hero, (text, _) in zip(asked, told, strict=True))
+        shares.append(f"{used} of {len(asked)}")
+    return _both(model, name, work, "completion") | _change("stories that speak of the one thing asked for", shares)
 
 
 def dialogue(model: LanguageModel, name: str, work: Path) -> Figures:
