@@ -35,7 +35,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelManager]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("book", BOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(book: Path, kernel: KernelManager) -> None:
-    asked = {name for name in ("stories", "cloze", "words") if f'"{name}"' in code(book)}
+    asked = {name for name in ("stories", "translator", "cloze", "words") if f'"{name}"' in code(book)}
     if missing := asked - {*house.model_names(), *house.adapter_names()}:
         pytest.skip(f"not in this checkout: {', '.join(sorted(missing))}")
     notebook = nbformat.read(book, as_version=4)
