@@ -23,6 +23,7 @@ __all__ = [
     "EngineName",
     "base_of",
     "check_wearable",
+    "compiled_already",
     "kernels_are_ready",
     "quantised_network",
     "stored_width",

@@ -273,7 +273,8 @@ class CompiledNetwork(Network):
 
     def _words(self, outfits: Sequence[Outfit | None]) -> dict[int, int]:
         """Have the operations and the thin rows that these outfits need."""
-        if any(outfits) and (reached := self._closet.reached) != self._reached:
+        reached = self._closet.reached  # lets go of what was taken off, too
+        if any(outfits) and reached != self._reached:
             self._load(reached)
         stride = 4 * max((outfit.low for outfit in outfits if outfit is not None), default=0)
         if CHUNK * stride > len(self._low):

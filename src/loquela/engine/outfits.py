@@ -99,6 +99,7 @@ class Closet:
     def __init__(self, base: Network, sites: Mapping[str, Site]) -> None:
         self.base, self._sites = base, sites
         self._outfits: dict[str, Outfit] = {}
+        self._reached: frozenset[int] | None = None
 
     @property
     def wardrobe(self) -> Wardrobe | None:
@@ -109,8 +110,12 @@ class Closet:
     def reached(self) -> frozenset[int]:
         """The sites that adapters reach which have been worn and are still there."""
         there = {} if self.wardrobe is None else self.wardrobe.adapters
-        self._outfits = {name: o for name, o in self._outfits.items() if there.get(name) is o.adapter}
-        return frozenset(site for outfit in self._outfits.values() for site in outfit.reached)
+        gone = [name for name, outfit in self._outfits.items() if there.get(name) is not outfit.adapter]
+        for name in gone:
+            del self._outfits[name]
+        if gone or self._reached is None:
+            self._reached = frozenset(site for outfit in self._outfits.values() for site in outfit.reached)
+        return self._reached
 
     @property
     def virtual(self) -> int:
@@ -142,6 +147,7 @@ class Closet:
         found = self._outfits.get(name)
         if found is None or found.adapter is not adapter or (fresh and found.state != _state(adapter)):
             found = self._outfits[name] = self._fitted(adapter)
+            self._reached = None
         return found
 
     def refusal(self, name: str) -> str | None:
