@@ -13,6 +13,7 @@ import pytest
 SCRIPT = """
 import hashlib, sys
 import numpy as np, torch
+from loquela import peft
 from loquela.engine.decoder import compiled
 from loquela.engine.simd import features
 from loquela.models.base import architecture
@@ -40,6 +41,16 @@ for quantize in (None, "int8", "int4"):
     error = float((logits - exact).square().mean().sqrt() / exact.square().mean().sqrt())
     assert error < {None: 1e-5, "int8": 0.03, "int4": 0.3}[quantize], error
     digests.append(hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16])
+for name, method in (("a", "lora"), ("b", "adapter"), ("c", "ia3"), ("d", "prefix")):
+    peft.attach(network, peft.config_for(method), name)
+    with torch.no_grad():
+        for parameter in peft.trainable(network, name).values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+engine = compiled(network, threads=1, cache_dtype="int8")
+with torch.no_grad(), peft.wearing(network, [None, *"abcd"]):
+    near, exact = engine(ids[:, :20].expand(5, -1)), network(ids[:, :20].expand(5, -1))
+assert float((near - exact).square().mean().sqrt() / exact.square().mean().sqrt()) < 0.03
+digests.append(hashlib.sha256(near.numpy().tobytes()).hexdigest()[:16])
 print(*digests)
 """
 AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+f16c,+bmi,+bmi2"
