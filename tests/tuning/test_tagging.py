@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 import torch
 
 import loquela
+from loquela.checkpoint.store import save_model
 from loquela.data.pairs import Tagged, read_examples
 from loquela.errors import DataError, UsageError
 from loquela.evaluation.spans import entity_f1
 from loquela.generation.tagging import encode_words, tag
+from loquela.models.base import architecture
 from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
 from loquela.tuning.run import tune
@@ -163,3 +166,33 @@ def test_a_word_is_labelled_at_its_first_token(kind: str) -> None:
         assert place == own[0]
         start = begin + len(word)
     assert sorted(set(found.places)) == found.places  # type: ignore[type-var]
+
+
+@pytest.mark.soak
+def test_names_in_real_sentences_are_told_by_the_words_around_them(
+    tmp_path: Path, rows: Write, shared_data: Path
+) -> None:
+    """Names lose their capitals, and a small encoder finds them again: encyclopaedia text, its first words left out."""
+    text = (shared_data / "lm" / "wikipedia_en_30_articles.txt").read_text(encoding="utf-8")
+    made = []
+    for sentence in re.split(r"(?<=[.])\s+", text)[:900]:
+        words = sentence.split()[1:40]
+        is_name = [word[:1].isupper() for word in words]
+        tags = [
+            "O" if not named else "I-NAME" if before else "B-NAME"
+            for before, named in zip([False, *is_name], is_name, strict=False)
+        ]
+        if len(words) > 3:
+            made.append({"tokens": [word.lower() for word in words], "tags": tags})
+    special = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    tokenizer = Tokenizer.train("wordpiece", [" ".join(row["tokens"]) for row in made], 3000, special_tokens=special)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    module = architecture("bert")
+    network = module.NETWORK(module.CONFIG.from_dict({"vocab_size": tokenizer.vocab_size, **shape}))
+    torch.manual_seed(0)
+    network.initialise()
+    save_model(network, tokenizer, tmp_path / "base")
+    result = tune(settings(tmp_path / "base", rows(made), tmp_path / "out", max_steps=200, learning_rate=2e-3))
+    assert result.metrics["accuracy"] > result.metrics["majority"] + 0.02
+    assert result.metrics["entity_f1"] > 0.25
+    assert result.verdict["better"]
