@@ -31,7 +31,7 @@ from loquela.tuning.recipe import TuneRecipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-HOUSE = {"stories", "cuentos", "cloze", "translator", "recurrent"}
+HOUSE = {"stories", "cuentos", "cloze", "translator", "recurrent", "words", "dialogue"}
 STEPS = 2
 ITEMS = 4
 
@@ -118,9 +118,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def houses(page: Path) -> set[str]:
-    """The house models that a page's blocks open."""
+    """The house models and adapters that a page's blocks open."""
     said = "\n".join(block.text for block in blocks(page) if block.is_run)
-    opened = HOUSE & set(re.findall(r"""(?:-m |load\(")(\w+)""", said))
+    opened = HOUSE & set(re.findall(r"""(?:-m |--adapter |load\("|": ")(\w+)""", said))
     return opened | {"stories"} if "loquela tour" in said else opened
 
 
@@ -171,7 +171,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.is_run for b in blocks(p))], ids=name)
 def test_code_blocks(page: Path, stage: Path, tmp_path: Path, cut_short: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if missing := houses(page) - {*house.model_names()}:
+    if missing := houses(page) - {*house.model_names(), *house.adapter_names()}:
         pytest.skip(f"house models that are not in this checkout: {', '.join(sorted(missing))}")
     furnish(tmp_path, stage)
     monkeypatch.chdir(tmp_path)
