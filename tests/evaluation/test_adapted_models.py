@@ -12,6 +12,7 @@ from small_models import TEXT, make
 
 from loquela import peft
 from loquela.api import LanguageModel, load
+from loquela.engine.choosing import EngineName
 from loquela.evaluation.local import LocalSubject
 from loquela.evaluation.run import evaluate
 from loquela.text.tokenizer import Tokenizer
@@ -24,9 +25,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("engine", ["auto", "torch"])
 @pytest.mark.parametrize("method", sorted(SETTINGS))
 def test_likelihoods_are_those_of_the_adapted_model(
-    method: str, tokenizer: Tokenizer, tmp_path: Path, rows_file: Callable[..., Path], questions: list[Any]
+    method: str,
+    engine: EngineName,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    rows_file: Callable[..., Path],
+    questions: list[Any],
 ) -> None:
     network = make("llama", tokenizer).network
     LanguageModel(network, tokenizer).save(tmp_path / "base")
@@ -38,7 +45,8 @@ def test_likelihoods_are_those_of_the_adapted_model(
     peft.save_adapter(network, "a", tmp_path / "adapter", str(tmp_path / "base"))
 
     model, base = load(tmp_path / "base", tmp_path / "adapter"), load(tmp_path / "base")
-    subject = LocalSubject(model, "adapted")
+    subject = LocalSubject(model, "adapted", engine=engine)
+    assert subject.computes_together == (engine == "auto")
     context, choices = "Question: what sat?\nAnswer:", [" the cat", " the dog sat", " no"]
     for choice, found in zip(choices, subject.likelihoods(context, choices), strict=True):
         ids = tokenizer.encode(context + choice)

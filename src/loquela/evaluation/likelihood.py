@@ -137,10 +137,10 @@ def can_run_together(network: Network) -> bool:
 
 
 class Together:
-    """Computes many items at a time, through a network that `can_run_together`."""
+    """Computes many items at a time, through a network that `can_run_together` and wears one adapter or none."""
 
-    def __init__(self, network: Network) -> None:
-        self.made_of = network
+    def __init__(self, network: Network, adapter: str | None = None) -> None:
+        self.of = network, adapter
         self._network = cast(_Rows, network)
         self.prefixes = _Prefixes()
 

@@ -164,8 +164,9 @@ class LocalSubject:
         with self.computing():
             if fast is None:
                 return [self._alone(item) for item in items]
-            if self._together is None or self._together.made_of is not fast:
-                self._together = Together(fast)
+            worn = getattr(self.model, "adapter", None)
+            if self._together is None or self._together.of != (fast, worn):
+                self._together = Together(fast, worn)
             return self._together(items)
 
     @property
@@ -174,16 +175,19 @@ class LocalSubject:
         return self.kind == "decoder" and self._fast() is not None
 
     def _fast(self) -> Network | None:
-        """Return what computes many items at a time, each with its own bits; None where torch computes."""
+        """Return what computes many items at a time, each with its own bits; None where torch computes.
+
+        That is so for what the engine does not know, of the network or of the adapter that it wears.
+        """
         if can_run_together(self.network):
             return self.network
         first = next(self.network.parameters(), None)
         plain = first is not None and first.device.type == "cpu" and first.dtype == torch.float32
-        dressed = getattr(self.model, "adapter", None) is not None
-        if self.engine == "torch" or dressed or (self.engine == "auto" and not plain):
+        if self.engine == "torch" or (self.engine == "auto" and not plain):
             return None
         try:
-            found = self._compiler.of(self.network)
+            with self.computing():
+                found = self._compiler.of(self.network)
         except UsageError:
             if self.engine == "compiled":
                 raise
