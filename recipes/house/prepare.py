@@ -101,11 +101,11 @@ def words_rows(data: Path, work: Path) -> None:
 
 
 def dialogue_rows(data: Path, work: Path) -> None:
-    """Of the stories that fit the window, the fifth in which most is said aloud."""
+    """Of the stories that fit the window, the tenth in which most is said aloud."""
     for name, some in zip(("dialogue", "dialogue-test"), held_out_apart(work / "stories.jsonl"), strict=True):
         short = [story for story in some if len(story) <= 900]
         short.sort(key=lambda story: -sum(map(len, _QUOTED.findall(story))) / len(story))
-        chosen = short[: len(short) // 5]
+        chosen = short[: len(short) // 10]
         random.Random(SEED).shuffle(chosen)
         _write(work / f"{name}.jsonl", ({"text": story} for story in chosen))
 

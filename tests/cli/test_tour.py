@@ -100,6 +100,21 @@ def test_the_whole_tour_in_a_pipe(loquela: Run, model_directory: Path, language:
     assert "{" not in done.out.replace('{"', "").replace("{}", "")
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.house], ids=lambda row: str(row.number))
+def test_on_the_house_models_where_none_is_named(
+    loquela: Run, row: tour.Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = loquela("tour", "--row", row.number)
+    assert done.code == 0, done.err
+    assert "cannot show it" not in done.out
+    for command in row.house:
+        shown = command.replace("{text}", "'Once upon a time'")
+        assert f"  {shown}\n" in done.out
+        assert done.out.split(f"  {shown}\n")[1].strip()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_runs_is_the_command_that_is_printed(loquela: Run, model_directory: Path) -> None:
     text = "The cat sat on the mat"
     shown = loquela("tour", "-m", model_directory, "--row", "2", "--text", text).out
