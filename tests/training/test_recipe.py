@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loquela.errors import RecipeError
@@ -86,6 +86,8 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "none.yaml")
 
 
+@example({"sample_prompt": "\x85"})
+@example({"sample_prompt": "\u2028 \ufeff\x00"})
 @given(
     st.fixed_dictionaries(
         {},

@@ -14,7 +14,7 @@ from loquela.data.corpora import resolve
 from loquela.data.objectives import OBJECTIVES
 from loquela.errors import RecipeError
 from loquela.text.tokenizer import KINDS
-from loquela.training.recipe_file import leaves, one_of, override, read, unknown
+from loquela.training.recipe_file import dump, leaves, one_of, override, read, unknown
 from loquela.training.schedules import SCHEDULES
 
 __all__ = ["Curriculum", "Muon", "PairFiles", "Recipe", "Tokenizer", "Weighted"]
@@ -245,7 +245,7 @@ class Recipe(_Strict):
                 key: str(Path(value).resolve()) if value in self.data.files else value
                 for key, value in raw["data"].items()
             }
-        return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+        return dump(raw)
 
     def differences(self, other: Recipe) -> list[str]:
         """Keys that decide the weights and that `other` has different: `key: here → there`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 
 from loquela.errors import RecipeError, nearest
 
-__all__ = ["leaves", "one_of", "override", "read", "unknown"]
+__all__ = ["dump", "leaves", "one_of", "override", "read", "unknown"]
 
 _MAX_BYTES = 1 << 20
 
@@ -103,3 +104,17 @@ def one_of(key: str, value: str, known: Iterable[str]) -> None:
     """Raise `RecipeError`, which names the nearest, unless `value` is known."""
     if value not in known:
         raise RecipeError(f"{key} must be one of {', '.join(known)}, but is {value!r}{nearest(value, known)}")
+
+
+def dump(raw: Mapping[str, Any]) -> str:
+    """Write a recipe as YAML that reads back the same, as legible as that allows.
+
+    PyYAML takes some signs for ends of lines where it does not escape them (U+0085); then all are escaped.
+    """
+    plain = json.loads(json.dumps(raw))
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    try:
+        same = yaml.safe_load(text) == plain
+    except yaml.YAMLError:
+        same = False
+    return text if same else yaml.safe_dump(plain, sort_keys=False)

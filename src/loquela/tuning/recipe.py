@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from loquela.data.pairs import FORMATS
 from loquela.errors import RecipeError
 from loquela.peft.base import METHODS as PEFT_METHODS
 from loquela.peft.base import method
-from loquela.training.recipe_file import leaves, one_of, override, read, unknown
+from loquela.training.recipe_file import dump, leaves, one_of, override, read, unknown
 from loquela.training.schedules import SCHEDULES
 
 __all__ = ["METHODS", "Task", "TuneRecipe"]
@@ -179,7 +178,7 @@ class TuneRecipe(_Strict):
         for key in ("model", "data", "validation_data"):
             if isinstance(raw.get(key), str) and Path(raw[key]).exists():
                 raw[key] = str(Path(raw[key]).resolve())
-        return yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False, allow_unicode=True)
+        return dump(raw)
 
     def differences(self, other: TuneRecipe) -> list[str]:
         """Keys that decide the weights and that `other` has different: `key: here → there`."""
