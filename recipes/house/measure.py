@@ -23,7 +23,7 @@ __all__ = ["MEASURES", "Figures"]
 Figures = dict[str, str]
 SAMPLED, NEW = 20, 160
 """Completions of a measurement of what a model writes, and the most tokens of each; at the default settings."""
-_QUOTED = re.compile(r'"[^"\n]+"')
+_DOG = re.compile(r"\bdog", re.IGNORECASE)
 
 
 def decoder(model: LanguageModel, name: str, work: Path) -> Figures:
@@ -91,14 +91,14 @@ def words(model: LanguageModel, name: str, work: Path) -> Figures:
     return _both(model, name, work, "completion") | _change("stories that speak of the one thing asked for", shares)
 
 
-def dialogue(model: LanguageModel, name: str, work: Path) -> Figures:
-    """How much of what is written is said aloud, by the adapter and by the base."""
+def dogs(model: LanguageModel, name: str, work: Path) -> Figures:
+    """How often a dog comes into what is written, by the adapter and by the base."""
     openings = ["Once upon a time", "One day"] * (SAMPLED // 2)
-    shares = []
-    for adapter in (None, name):
-        told = "".join(text for text, _ in _written(model, openings, adapter))
-        shares.append(f"{sum(map(len, _QUOTED.findall(told))) / len(told):.0%}")
-    return _both(model, name, work, "text") | _change("characters between quotation marks", shares)
+    met = [
+        f"{sum(bool(_DOG.search(text)) for text, _ in _written(model, openings, adapter))} of {SAMPLED}"
+        for adapter in (None, name)
+    ]
+    return _both(model, name, work, "text") | _change("stories with a dog", met)
 
 
 def text(model: LanguageModel, name: str, work: Path) -> Figures:
@@ -107,7 +107,7 @@ def text(model: LanguageModel, name: str, work: Path) -> Figures:
 
 
 MEASURES: dict[str, Callable[[LanguageModel, str, Path], Figures]] = {
-    f.__name__: f for f in (decoder, encoder, translator, words, dialogue, text)
+    f.__name__: f for f in (decoder, encoder, translator, words, dogs, text)
 }
 
 

@@ -27,7 +27,7 @@ HELD_OUT = 0.049
 """Of the documents of a file, the share at its end that no training sees; just less than what the recipes keep."""
 SEED = 20
 _HERO = re.compile(r"there (?:was|lived) an? ((?:(?!who|that|named|called|and|in|with|on|at|of)[a-z]+,? ?){1,4})")
-_QUOTED = re.compile(r'"[^"\n]+"')
+_DOG = re.compile(r"\bdog", re.IGNORECASE)
 
 
 def stories_text(data: Path, work: Path) -> None:
@@ -100,12 +100,10 @@ def words_rows(data: Path, work: Path) -> None:
         _write(work / f"{name}.jsonl", rng.sample(found, min(most, len(found))))
 
 
-def dialogue_rows(data: Path, work: Path) -> None:
-    """Of the stories that fit the window, the tenth in which most is said aloud."""
-    for name, some in zip(("dialogue", "dialogue-test"), held_out_apart(work / "stories.jsonl"), strict=True):
-        short = [story for story in some if len(story) <= 900]
-        short.sort(key=lambda story: -sum(map(len, _QUOTED.findall(story))) / len(story))
-        chosen = short[: len(short) // 10]
+def dogs_rows(data: Path, work: Path) -> None:
+    """Of the stories that fit the window, those in which a dog comes within the first sentences."""
+    for name, some in zip(("dogs", "dogs-test"), held_out_apart(work / "stories.jsonl"), strict=True):
+        chosen = [story for story in some if len(story) <= 900 and _DOG.search(story[:160])]
         random.Random(SEED).shuffle(chosen)
         _write(work / f"{name}.jsonl", ({"text": story} for story in chosen))
 
@@ -126,7 +124,7 @@ PREPARED = {
     "translator": (translator_pairs, ()),
     "recurrent": (lambda data, work: None, ("stories",)),
     "words": (words_rows, ("stories",)),
-    "dialogue": (dialogue_rows, ("stories",)),
+    "dogs": (dogs_rows, ("stories",)),
     "shakespeare": (shakespeare_rows, ()),
 }
 """What makes the text of each model or adapter, and whose text it is made from."""

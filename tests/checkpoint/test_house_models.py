@@ -19,7 +19,7 @@ from loquela.generation.fill import fill
 from loquela.serving.options import Options
 
 MODELS = ["cloze", "cuentos", "recurrent", "stories", "translator"]
-ADAPTERS = ["dialogue", "shakespeare", "words"]
+ADAPTERS = ["dogs", "shakespeare", "words"]
 PLACES = sorted([*(house.HOUSE / name for name in MODELS), *(house.ADAPTERS / name for name in ADAPTERS)])
 LIMIT = 25_000_000
 ROOT = Path(__file__).resolve().parents[2]

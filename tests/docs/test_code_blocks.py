@@ -31,7 +31,7 @@ from loquela.tuning.recipe import TuneRecipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-HOUSE = {"stories", "cuentos", "cloze", "translator", "recurrent", "words", "dialogue"}
+HOUSE = {"stories", "cuentos", "cloze", "translator", "recurrent", "words", "dogs"}
 STEPS = 2
 ITEMS = 4
 
