@@ -251,7 +251,7 @@ def legs(given: argparse.Namespace) -> dict[str, Row]:
         data, rows = written(task, given.data, given.work / name / "train.jsonl")
         (given.work / name / "test.json").write_text(json.dumps(rows))
         for method in (*(("base",) if task.metric in ("bleu", "rougeL") else ()), *task.methods):
-            if (key := f"{name} | {method}") in found:
+            if (key := f"{name} | {method}") in found or (given.methods and method not in given.methods.split(",")):
                 continue
             recipe = TuneRecipe(
                 model=minilm() if task.base == "minilm" else task.base,
@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, required=True, help="where the runs live; what is there is not run again")
     parser.add_argument("--only", help="tasks whose name holds this")
+    parser.add_argument("--methods", help="only these, by commas")
     parser.add_argument("--record", action="store_true", help="write the table to docs/tuning.md")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
