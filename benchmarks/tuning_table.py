@@ -165,7 +165,8 @@ def scored(task: Task, base: str, adapter: str | None, rows: Sequence[Row]) -> s
         return f"{np.mean(right):.1%}"
     if task.metric == "bleu":
         said = list(answered(base, adapter, rows, "{source}"))
-        values = [CORPUS_METRICS[name](said, [[row["target"]] for row in rows]).value for name in ("bleu", "chrf")]
+        references = [[row["target"]] for row in rows]
+        values = [CORPUS_METRICS[name](said, references)(range(len(said))) for name in ("bleu", "chrf")]
         return f"BLEU {values[0]:.1f}, chrF {values[1]:.1f}"
     said = list(answered(base, adapter, rows, PROMPTS["summarisation"]))
     score = np.mean([ITEM_METRICS["rougeL"](a, [row["summary"]]) for a, row in zip(said, rows, strict=True)])
@@ -239,6 +240,15 @@ def base_leg(recipe: TuneRecipe) -> Row:
     return {"quality": quality, "forgetting": "", "seconds": 0.0, "peak_memory_bytes": 0, "trainable_parameters": 0}
 
 
+def own_task(given: argparse.Namespace) -> Path:
+    """What the translator may forget, since it writes no text by itself: English to Spanish."""
+    file: Path = given.work / "english-to-spanish.jsonl"
+    turned = [{"source": row["target"], "target": row["source"]} for row in tatoeba(given.data)]
+    some = np.random.default_rng(1).choice(len(turned), 200, replace=False)
+    file.write_text("".join(json.dumps(turned[i]) + "\n" for i in some), encoding="utf-8")
+    return file
+
+
 def legs(given: argparse.Namespace) -> dict[str, Row]:
     """Run what is not there yet."""
     torch.set_num_threads(1)
@@ -253,6 +263,7 @@ def legs(given: argparse.Namespace) -> dict[str, Row]:
         for method in (*(("base",) if task.metric in ("bleu", "rougeL") else ()), *task.methods):
             if (key := f"{name} | {method}") in found or (given.methods and method not in given.methods.split(",")):
                 continue
+            probe = [] if task.base != "translator" else [str(own_task(given))]
             recipe = TuneRecipe(
                 model=minilm() if task.base == "minilm" else task.base,
                 data=str(data),
@@ -265,6 +276,7 @@ def legs(given: argparse.Namespace) -> dict[str, Row]:
                 warmup_ratio=0.1,
                 too_long="truncate" if task.base == "minilm" else "drop",
                 max_seq_length=128 if task.base == "minilm" else None,
+                probe=probe,
                 seed=0,
             )
             print(key, file=sys.stderr, flush=True)
