@@ -136,7 +136,9 @@ def main() -> None:
             f"Processor seconds are those of the whole command (start, tokenizer and validation included); "
             f"training alone had {arguments.seconds:.0f}. Seed {arguments.seed}, one thread."
         )
-        figures = {row["name"]: {k: v for k, v in row.items() if k not in ("gradients", "sample")} for row in rows}
+        figures = {
+            row["name"]: {k: v for k, v in row.items() if k not in ("gradients", "sample", "model")} for row in rows
+        }
         command = f"python benchmarks/race.py --seconds {arguments.seconds:g} --record"
         record("The race of architectures", command, [*table, "", note], figures)
     print(f"{time.time() - started:.0f} s in all", file=sys.stderr)
