@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import sys
@@ -16,14 +17,13 @@ from loquela.api import LanguageModel
 from loquela.generation.decode import evaluating
 
 sys.path.insert(0, str(Path(__file__).parent))
-from prepare import held_out, held_out_apart, rows, words_prompt
+from prepare import DOG, held_out, held_out_apart, rows, words_prompt
 
 __all__ = ["MEASURES", "Figures"]
 
 Figures = dict[str, str]
 SAMPLED, NEW = 20, 160
 """Completions of a measurement of what a model writes, and the most tokens of each; at the default settings."""
-_DOG = re.compile(r"\bdog", re.IGNORECASE)
 
 
 def decoder(model: LanguageModel, name: str, work: Path) -> Figures:
@@ -95,7 +95,7 @@ def dogs(model: LanguageModel, name: str, work: Path) -> Figures:
     """How often a dog comes into what is written, by the adapter and by the base."""
     openings = ["Once upon a time", "One day"] * (SAMPLED // 2)
     met = [
-        f"{sum(bool(_DOG.search(text)) for text, _ in _written(model, openings, adapter))} of {SAMPLED}"
+        f"{sum(bool(DOG.search(text)) for text, _ in _written(model, openings, adapter))} of {SAMPLED}"
         for adapter in (None, name)
     ]
     return _both(model, name, work, "text") | _change("stories with a dog", met)
@@ -119,7 +119,7 @@ def first_words(text: str, count: int = 4) -> str:
 def _expected(model: LanguageModel, texts: Iterable[str]) -> Figures:
     scores = [model.score(text) for text in texts]
     tokens, log_prob = sum(s.tokens for s in scores), sum(s.log_prob for s in scores)
-    bits = -log_prob / 0.6931471805599453
+    bits = -log_prob / math.log(2)
     return {
         "bits per byte": f"{bits / sum(s.n_bytes for s in scores):.3f}",
         "perplexity per token": f"{2 ** (bits / tokens):.1f}",
@@ -136,7 +136,7 @@ def _both(model: LanguageModel, name: str, work: Path, field: str) -> Figures:
         for row in test:
             scored = model.score(row.get("prompt", "") + row[field], adapter=adapter)
             given = len(model.tokenizer.encode(row["prompt"])) if "prompt" in row else 1
-            bits -= float(scored.log_probs[given:].sum()) / 0.6931471805599453
+            bits -= float(scored.log_probs[given:].sum()) / math.log(2)
             size += len(row[field].encode())
         found.append(f"{bits / size:.3f}")
     return _change("bits per byte", found) | {"texts": f"{len(test):,}"}

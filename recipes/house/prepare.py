@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from casing import Casing, stories
 from start import write_start
 
-__all__ = ["HELD_OUT", "PREPARED", "held_out", "held_out_apart", "rows", "words_prompt"]
+__all__ = ["DOG", "HELD_OUT", "PREPARED", "held_out", "held_out_apart", "rows", "words_prompt"]
 
 HELD_OUT = 0.049
 """Of the documents of a file, the share at its end that no training sees; just less than what the recipes keep."""
 SEED = 20
 _HERO = re.compile(r"there (?:was|lived) an? ((?:(?!who|that|named|called|and|in|with|on|at|of)[a-z]+,? ?){1,4})")
-_DOG = re.compile(r"\bdog", re.IGNORECASE)
+DOG = re.compile(r"\bdog", re.IGNORECASE)
 
 
 def stories_text(data: Path, work: Path) -> None:
@@ -103,7 +103,7 @@ def words_rows(data: Path, work: Path) -> None:
 def dogs_rows(data: Path, work: Path) -> None:
     """Of the stories that fit the window, those in which a dog comes within the first sentences."""
     for name, some in zip(("dogs", "dogs-test"), held_out_apart(work / "stories.jsonl"), strict=True):
-        chosen = [story for story in some if len(story) <= 900 and _DOG.search(story[:160])]
+        chosen = [story for story in some if len(story) <= 900 and DOG.search(story[:160])]
         random.Random(SEED).shuffle(chosen)
         _write(work / f"{name}.jsonl", ({"text": story} for story in chosen))
 

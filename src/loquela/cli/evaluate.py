@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loquela.cli.options import QuantizeOption
+from loquela.cli.options import QuantizeOption, say_compiling
 from loquela.cli.output import console, note, print_json
 from loquela.cli.terminal import write
 
@@ -121,7 +121,6 @@ def _subject(model: str | None, url: str | None, adapter: str | None, quantize: 
 
     from loquela.api import load
     from loquela.cli.threads import suit_threads
-    from loquela.engine.choosing import kernels_are_ready
     from loquela.evaluation.local import LocalSubject
 
     assert model is not None
@@ -130,8 +129,8 @@ def _subject(model: str | None, url: str | None, adapter: str | None, quantize: 
     suit_threads(opened)
     name = "+".join([model, *filter(None, [adapter, quantize and quantize.value])])
     subject = LocalSubject(opened, name=name, chat=settings.chat)
-    if subject.computes_together and not kernels_are_ready():
-        note("compiling the engine's kernels for this processor, once: some ten seconds")
+    if subject.computes_together:
+        say_compiling()
     return subject
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "generation_options",
     "open_draft",
     "open_model",
+    "say_compiling",
     "say_speculation",
 ]
 
@@ -127,11 +128,16 @@ def open_model(
     if language_model.engine.note:
         note(language_model.engine.note)
     elif runs is not language_model.network or quantize is not None:
-        from loquela.engine.choosing import kernels_are_ready
-
-        if not kernels_are_ready():
-            note("compiling the engine's kernels for this processor, once: some ten seconds")
+        say_compiling()
     return language_model
+
+
+def say_compiling() -> None:
+    """Say on stderr that the kernels are about to be compiled, if they are."""
+    from loquela.engine.choosing import kernels_are_ready
+
+    if not kernels_are_ready():
+        note("compiling the engine's kernels for this processor, once: some ten seconds")
 
 
 def open_draft(

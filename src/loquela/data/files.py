@@ -11,8 +11,10 @@ from pathlib import Path
 
 from loquela.errors import DataError, TextDecodingError, UsageError
 
-__all__ = ["ROW_LIMIT", "characters", "chunks", "lines"]
+__all__ = ["ENDINGS", "ROW_LIMIT", "characters", "chunks", "lines"]
 
+ENDINGS = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet")
+"""How the names of files of text or rows end, before .gz."""
 ROW_LIMIT = 1 << 26
 """Characters that one row of a document set may have."""
 

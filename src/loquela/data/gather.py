@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from loquela.data import corpora, documents, hub
+from loquela.data.files import ENDINGS
 from loquela.data.hub import HUB
-from loquela.data.readers import Piece, cut, file_hash, read_pieces
+from loquela.data.readers import Piece, cut, read_pieces
 from loquela.data.rows import BadRow, read_rows
 from loquela.errors import DataError
 
 __all__ = ["HUB", "Gathering", "find"]
 
-_ENDINGS = ("txt", "jsonl", "ndjson", "json", "csv", "tsv", "parquet")
 _SHOWN = 3
 _LONGEST = 200
 
@@ -42,8 +42,8 @@ class Gathering:
                 yield index, piece
 
     def _pieces(self, source: str) -> Iterator[Piece]:
-        if source.startswith(HUB):
-            yield from self._rows_of(source, enumerate(hub.rows(_chosen(source)), 1))
+        if (chosen := hub.named(source)) is not None:
+            yield from self._rows_of(source, enumerate(hub.rows(chosen), 1))
         elif _is_set(Path(source)):
             yield from self._rows_of(source, self._rows(source))
         else:
@@ -104,7 +104,7 @@ class Gathering:
 
     def hashes(self) -> list[str]:
         """Return the SHA-256 of each source; of a Hub set, its revision."""
-        return [hub.revision(_chosen(s)) if s.startswith(HUB) else file_hash(Path(s)) for s in self.sources]
+        return [hub.digest(source) for source in self.sources]
 
 
 def find(names: Sequence[str]) -> list[str]:
@@ -118,9 +118,9 @@ def find(names: Sequence[str]) -> list[str]:
             found.append(name)
         elif Path(name).is_dir():
             inside = [
-                str(path) for path in sorted(Path(name).rglob("*")) if path.is_file() and _ending(path) in _ENDINGS
+                str(path) for path in sorted(Path(name).rglob("*")) if path.is_file() and _ending(path) in ENDINGS
             ]
-            found += _some(name, inside, f"files ending in .{', .'.join(_ENDINGS)}")
+            found += _some(name, inside, f"files ending in .{', .'.join(ENDINGS)}")
         elif glob.has_magic(name) and not Path(name).exists():
             matching = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # a pattern may be absolute
             found += _some(name, [path for path in matching if Path(path).is_file()], "files")
@@ -141,9 +141,3 @@ def _ending(path: Path) -> str:
 
 def _is_set(path: Path) -> bool:
     return documents.format_of(path) is not None or _ending(path) == "parquet"
-
-
-def _chosen(source: str) -> hub.HubSet:
-    chosen = hub.named(source)
-    assert chosen is not None
-    return chosen

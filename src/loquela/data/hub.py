@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loquela.data.files import ENDINGS
+from loquela.data.readers import file_hash
+from loquela.data.tag_rows import ENDINGS_OF_LINES
 from loquela.errors import DataError, MissingExtraError, UsageError
 
-__all__ = ["HUB", "HubSet", "named", "revision", "rows"]
+__all__ = ["HUB", "HubSet", "digest", "named", "revision", "rows"]
 
 HUB = "hub:"
 _BARE = re.compile(r"[\w.-]+(/[\w.-]+){1,2}(:[\w.-]+)?")
-_ENDING = re.compile(r"\.(txt|jsonl|ndjson|json|csv|tsv|parquet|conll|bio|iob2?|iobes|gz)$", re.IGNORECASE)
+_FILES = (*(f".{ending}" for ending in ENDINGS), *ENDINGS_OF_LINES, ".gz")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def named(source: str, split: str = "train") -> HubSet | None:
     if body == source and (not _BARE.fullmatch(source) or Path(source).exists()):
         return None
     name, _, own = body.partition(":")
-    if body == source and _ENDING.search(name):
+    if body == source and name.lower().endswith(_FILES):
         return None
     owner, *rest = name.split("/")
     if not all([owner, *rest]) or len(rest) > 2:
@@ -70,6 +73,12 @@ def rows(chosen: HubSet) -> Iterator[dict[str, Any]]:
 def revision(chosen: HubSet) -> str:
     """Return what changes when the set does. Raises as `rows`."""
     return str(_asked(chosen, "load_dataset_builder").hash)
+
+
+def digest(source: str) -> str:
+    """Return the SHA-256 of a file, or the `revision` of the set that a name means."""
+    chosen = named(source)
+    return file_hash(Path(source)) if chosen is None else revision(chosen)
 
 
 def _label(value: Any, names: list[str]) -> Any:

@@ -12,10 +12,10 @@ from loquela.data.files import ROW_LIMIT, characters, lines
 from loquela.data.rows import BadRow, Row
 from loquela.errors import DataError
 
-__all__ = ["TAGS", "WORDS", "Tagged", "is_tagged_lines", "is_tagging", "read_lines", "tagging"]
+__all__ = ["ENDINGS_OF_LINES", "TAGS", "WORDS", "Tagged", "is_tagged_lines", "is_tagging", "read_lines", "tagging"]
 
 WORDS, TAGS = ("tokens", "words"), ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels")
-_NAMES = (".conll", ".bio", ".iob", ".iob2", ".iobes")
+ENDINGS_OF_LINES = (".conll", ".bio", ".iob", ".iob2", ".iobes")
 _ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 _SHOWN = 400  # lines by which a file is known
 _TOO_LONG = f"a line must have at most {ROW_LIMIT:,} characters, but one is longer"
@@ -56,7 +56,7 @@ def is_tagged_lines(path: Path, encoding: str = "utf-8") -> bool:
     some are empty: a table of texts and labels has neither.
     """
     name = path.name.lower().removesuffix(".gz")
-    if name.endswith(_NAMES):
+    if name.endswith(ENDINGS_OF_LINES):
         return True
     if name.endswith(_ROWS) or not path.is_file():
         return False

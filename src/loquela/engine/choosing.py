@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 
@@ -101,21 +101,21 @@ def quantised_network(
 
 def check_wearable(network: Network, name: str) -> None:
     """Raise `UsageError` for an adapter on a network of few bits that the engine does not know: torch has no such."""
-    made: Any = network
-    if compiled_already(network) and made.quantize is not None and (reason := made.refusal(name)) is not None:
+    if not compiled_already(network) or network.quantize is None:
+        return
+    if (reason := network.refusal(name)) is not None:
         what = reason.partition(":")[0]
-        raise UsageError(f"weights of {made.quantize} cannot wear adapter {name!r}, since {what}: merge it first")
+        raise UsageError(f"weights of {network.quantize} cannot wear adapter {name!r}, since {what}: merge it first")
 
 
-def compiled_already(network: Network) -> bool:
-    """Whether a network is a compiled one."""
+def compiled_already(network: Network) -> TypeGuard[CompiledNetwork]:
+    """Whether a network is a compiled one, which gives each row of a batch the bits that it would have alone."""
     return hasattr(type(network), "hidden_rows")
 
 
 def base_of(network: Network) -> Network:
     """Return the network that adapters are put on: that which a compiled one was made from, else itself."""
-    made: Any = network
-    return made.base if compiled_already(network) else network
+    return network.base if compiled_already(network) else network
 
 
 def stored_width(network: Network, directory: Path) -> Quantize | None:
@@ -152,8 +152,8 @@ def _worth_it(network: Network) -> bool:
 
 def _worn_names(network: Network) -> list[str]:
     wardrobe = wardrobe_of(network)
-    worn = None if wardrobe is None or wardrobe.worn is None else wardrobe.worn.names
-    return [worn] if isinstance(worn, str) else [name for name in worn or () if name is not None]
+    worn = () if wardrobe is None or wardrobe.worn is None else wardrobe.worn.each()
+    return [name for name in worn if name is not None]
 
 
 def _refusal(made: CompiledNetwork, names: Iterable[str]) -> str | None:

@@ -123,8 +123,7 @@ class Closet:
         wardrobe = self.wardrobe
         if wardrobe is None or wardrobe.worn is None:
             return 0
-        names = wardrobe.worn.names
-        parts = [wardrobe.adapters[n].virtual for n in ([names] if isinstance(names, str) else names) if n is not None]
+        parts = [wardrobe.adapters[name].virtual for name in wardrobe.worn.each() if name is not None]
         return max((part.length for part in parts if part is not None), default=0)
 
     def worn(self, rows: int) -> list[str | None]:

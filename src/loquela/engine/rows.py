@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from loquela.engine.choosing import compiled_already
 from loquela.generation.decode import evaluating
 from loquela.generation.rules import Logits
 from loquela.layers.cache import Cache
@@ -20,18 +21,6 @@ __all__ = ["Rows", "Wear"]
 T = TypeVar("T")
 Wear = Callable[[str | None], AbstractContextManager[object]]
 """Lets the network wear an adapter (None: none) for as long as the context lasts."""
-
-
-class _Together(Protocol):
-    """A network that takes many rows at once and promises each what it would get alone."""
-
-    def hidden_rows(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache], adapters: Sequence[str | None]
-    ) -> list[Tensor]: ...
-
-    def logits_rows(self, hidden: Tensor, adapters: Sequence[str | None]) -> Iterable[Any]: ...
-
-    def refusal(self, adapter: str) -> str | None: ...
 
 
 class Rows:
@@ -46,7 +35,7 @@ class Rows:
         self.network = network
         self._wear = wear or (lambda name: nullcontext())
         whole = compiled if compiled is not None else network
-        self._together = cast(_Together, whole) if hasattr(type(whole), "hidden_rows") else None
+        self._together = whole if compiled_already(whole) else None
         self._device = next((p.device for p in network.parameters()), torch.device("cpu"))
         self._alone: dict[str, str] = {}
 
@@ -67,7 +56,7 @@ class Rows:
 
     def start(self, prompt: Sequence[int], adapter: str | None) -> tuple[Cache, list[int]]:
         """Return a cache, and the first tokens to read; see `Network.start`."""
-        network = cast(Network, self._together) if self._is_together(adapter) else self.network
+        network = self._together if self._together is not None and self._is_together(adapter) else self.network
         with evaluating(network), self._wear(adapter):
             cache, first = network.start(torch.tensor([prompt], device=self._device))
         return cache, first[0].tolist()

@@ -12,7 +12,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,10 @@ from loquela.evaluation.subject import Likelihood
 from loquela.layers.cache import Cache
 from loquela.models.base import Network
 
-__all__ = ["SHARED", "TOKENS", "Alone", "Encoded", "Together", "can_run_together"]
+if TYPE_CHECKING:
+    from loquela.engine.decoder import CompiledNetwork
+
+__all__ = ["SHARED", "TOKENS", "Alone", "Encoded", "Together"]
 
 SHARED = 16  # tokens from which on it pays to keep a prefix
 _KEPT = 2  # prefixes whose caches are kept
@@ -123,25 +126,12 @@ class Alone:
         return torch.tensor(ids, dtype=torch.int64, device=next(self.network.parameters()).device)
 
 
-class _Rows(Protocol):
-    def new_cache(self) -> Cache: ...
-
-    def hidden_rows(self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache]) -> list[Tensor]: ...
-
-    def logits_rows(self, hidden: Tensor) -> npt.NDArray[np.float32]: ...
-
-
-def can_run_together(network: Network) -> bool:
-    """Whether a network gives each row of a batch the bits that it would have alone."""
-    return hasattr(type(network), "hidden_rows")
-
-
 class Together:
-    """Computes many items at a time, through a network that `can_run_together` and wears one adapter or none."""
+    """Computes many items at a time, through a compiled network that wears one adapter or none."""
 
-    def __init__(self, network: Network, adapter: str | None = None) -> None:
+    def __init__(self, network: CompiledNetwork, adapter: str | None = None) -> None:
         self.of = network, adapter
-        self._network = cast(_Rows, network)
+        self._network = network
         self.prefixes = _Prefixes()
 
     def __call__(self, items: Sequence[Encoded]) -> list[list[Likelihood]]:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from loquela.checkpoint.sentence import Pooling
-from loquela.engine.choosing import Engine, EngineName
+from loquela.engine.choosing import Engine, EngineName, compiled_already
 from loquela.errors import ContextWindowError, DataError, UsageError
 from loquela.evaluation import masked
-from loquela.evaluation.likelihood import SHARED, TOKENS, Alone, Encoded, Together, can_run_together
+from loquela.evaluation.likelihood import SHARED, TOKENS, Alone, Encoded, Together
 from loquela.evaluation.subject import Answer, Likelihood, Question, cannot
 from loquela.generation.completion import complete, prompt_ids
 from loquela.generation.decode import evaluating
@@ -31,6 +31,9 @@ from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.attaching import wearing
 from loquela.text.chat import render
 from loquela.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from loquela.engine.decoder import CompiledNetwork
 
 __all__ = ["LocalSubject", "Opened"]
 
@@ -154,11 +157,13 @@ class LocalSubject:
         shared = self._shared(ids, question.prefix) if self.kind == "decoder" else 0
         return Encoded(ids, rows, shared if shared >= SHARED else 0)
 
-    def _answered(self, items: Sequence[Encoded | ContextWindowError], fast: Network | None) -> Iterator[Answer]:
+    def _answered(
+        self, items: Sequence[Encoded | ContextWindowError], fast: CompiledNetwork | None
+    ) -> Iterator[Answer]:
         found = iter(self._computed([item for item in items if isinstance(item, Encoded)], fast))
         return iter([next(found) if isinstance(item, Encoded) else item for item in items])
 
-    def _computed(self, items: Sequence[Encoded], fast: Network | None) -> list[list[Likelihood]]:
+    def _computed(self, items: Sequence[Encoded], fast: CompiledNetwork | None) -> list[list[Likelihood]]:
         if not items:
             return []
         with self.computing():
@@ -174,12 +179,12 @@ class LocalSubject:
         """Whether the compiled engine computes, many items at a time."""
         return self.kind == "decoder" and self._fast() is not None
 
-    def _fast(self) -> Network | None:
+    def _fast(self) -> CompiledNetwork | None:
         """Return what computes many items at a time, each with its own bits; None where torch computes.
 
         That is so for what the engine does not know, of the network or of the adapter that it wears.
         """
-        if can_run_together(self.network):
+        if compiled_already(self.network):
             return self.network
         first = next(self.network.parameters(), None)
         plain = first is not None and first.device.type == "cpu" and first.dtype == torch.float32
@@ -193,7 +198,7 @@ class LocalSubject:
                 raise
             self.engine = "torch"
             return None
-        return found if can_run_together(found) else None
+        return found if compiled_already(found) else None
 
     def of_ids(self, context: Sequence[int], continuation: Sequence[int]) -> Likelihood:
         """Return how a continuation is expected, both given as token ids, at least one each."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loquela.engine.choosing import ENGINES, EngineName
+from loquela.engine.choosing import Engine, EngineName
 from loquela.errors import UsageError
 from loquela.evaluation.items import Item, example, item, lettered_question
 from loquela.evaluation.rows import Row
@@ -51,8 +51,8 @@ class Settings:
             raise UsageError(f"limit must be 1 or more, but is {self.limit}")
         if self.by not in ("likelihood", "generation"):
             raise UsageError(f"a choice is made by likelihood or generation, but by is {self.by!r}")
-        if self.engine not in (None, *ENGINES):
-            raise UsageError(f"the engine must be one of {', '.join(ENGINES)}, but is {self.engine!r}")
+        if self.engine is not None:
+            Engine(self.engine)
         _numbers(self.select)
         return self
 

@@ -10,7 +10,7 @@ from loquela.generation.rules import Logits, most_probable
 from loquela.generation.writer import FinishReason, Step, log_probability
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Alternative", "Piece", "PieceMaker", "StopWatch", "alternatives"]
+__all__ = ["Alternative", "Piece", "PieceMaker", "StopWatch", "alternatives", "token_text"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ def alternatives(logits: Logits, tokenizer: Tokenizer, top: int) -> tuple[Altern
     if top == 0:
         return ()
     ids = most_probable(logits, top).tolist()
-    return tuple(Alternative(i, _token_text(tokenizer, i), log_probability(logits, i)) for i in ids)
+    return tuple(Alternative(i, token_text(tokenizer, i), log_probability(logits, i)) for i in ids)
 
 
-def _token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A model may have more rows than its tokenizer has tokens; those have no text."""
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """Return a token as a person reads it; a row of the model beyond the tokenizer's tokens has no text."""
     try:
         return tokenizer.token(token)
     except TokenizerError:

@@ -37,6 +37,10 @@ class Worn:
     rows: int | None = None
     """How many rows a batch must have; None when one name was given for any number."""
 
+    def each(self) -> tuple[str | None, ...]:
+        """The adapter of each row, or the one of all rows."""
+        return (self.names,) if isinstance(self.names, str) else self.names
+
     def one(self) -> str | None:
         """The adapter that all rows wear; None where they differ."""
         return self.names if isinstance(self.names, str) else None

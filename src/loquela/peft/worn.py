@@ -115,7 +115,7 @@ class DressedNetwork:
             part = None if name is None else self.wardrobe.adapters[name].virtual
             return part if part is None or encoder is None or part.in_encoder == encoder else None
 
-        found = [virtual(name) for name in worn.names] if not isinstance(worn.names, str) else [virtual(worn.names)]
+        found = [virtual(name) for name in worn.each()]
         return Soft(found, rows) if any(part is not None for part in found) else None
 
     def _begun(

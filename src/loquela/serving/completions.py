@@ -17,7 +17,7 @@ from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_ids
 from loquela.serving.owners import owner_of
 from loquela.serving.running import Run, until_left
-from loquela.serving.schemas import CompletionRequest
+from loquela.serving.schemas import CompletionRequest, listed
 from loquela.serving.state import Served
 from loquela.serving.stream import events
 
@@ -37,7 +37,7 @@ async def complete(served: Served, http: HttpRequest, body: CompletionRequest) -
     settings = settings.replace(n=written)
     constraint = await served.constraint(body)
     requests, echoes = [], []
-    for prompt in _prompts(body.prompt):
+    for prompt in listed(body.prompt):
         ids, text = await _read(served, prompt, body.suffix)
         request = Request(
             tuple(served.fit(ids, settings, adapter)),
@@ -75,12 +75,6 @@ def _written(body: CompletionRequest, n: int) -> int:
             400, "best_of judges whole texts, so they cannot be streamed: leave out one of both", param="best_of"
         )
     return written
-
-
-def _prompts(prompt: Any) -> list[str | list[int]]:
-    if isinstance(prompt, str) or isinstance(prompt[0], int):
-        return [prompt]
-    return list(prompt)
 
 
 async def _read(served: Served, prompt: str | list[int], suffix: str | None) -> tuple[list[int] | str, str]:

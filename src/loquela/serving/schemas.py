@@ -19,11 +19,14 @@ __all__ = [
     "ResponseFormat",
     "TokenizeRequest",
     "Writing",
+    "listed",
 ]
 
 MOST_PROMPTS = 64
 Token = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 Tokens = Annotated[list[Token], Field(min_length=1)]
+TextsOrTokens = str | list[str] | list[int] | list[list[int]]
+"""One text, several, the tokens of one, or those of several."""
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -172,3 +175,10 @@ class AdapterName(Strict):
     """POST /v1/unload_lora_adapter."""
 
     lora_name: Name
+
+
+def listed(given: TextsOrTokens) -> list[str | list[int]]:
+    """Return prompts or inputs one by one."""
+    if isinstance(given, str) or isinstance(given[0], int):
+        return [given]
+    return list(given)

@@ -16,9 +16,10 @@ from loquela.api import LanguageModel, load
 from loquela.engine.choosing import Engine, EngineName, base_of, check_wearable
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
-from loquela.errors import CheckpointError, TokenizerError, UsageError
+from loquela.errors import CheckpointError, UsageError
 from loquela.generation.completion import prompt_ids
 from loquela.generation.constrain import Constraint, constraint
+from loquela.generation.pieces import token_text
 from loquela.generation.rules import RULES
 from loquela.generation.settings import GenerationSettings, known_settings
 from loquela.models.base import Network
@@ -172,11 +173,8 @@ class Served:
             raise UsageError(f"token ids must be below {self.model.network.vocab_size}, but one is {wrong[0]}")
 
     def token(self, token: int) -> str:
-        """Return a token as a person reads it; a row of the model beyond the tokenizer's tokens has no text."""
-        try:
-            return self.model.tokenizer.token(token)
-        except TokenizerError:
-            return ""
+        """Return a token as a person reads it; see `token_text`."""
+        return token_text(self.model.tokenizer, token)
 
     def settings(self, body: Writing, max_new_tokens: int) -> GenerationSettings:
         """Return what a request asks for, else what generation_config.json says, else OpenAI's defaults."""

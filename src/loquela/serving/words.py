@@ -12,7 +12,7 @@ from loquela.serving.answers import Detokenized, EmbeddingAnswer, EmbeddingEntry
 from loquela.serving.chat import rendered
 from loquela.serving.failures import ApiError
 from loquela.serving.running import until_left
-from loquela.serving.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from loquela.serving.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, listed
 from loquela.serving.state import Served
 
 __all__ = ["detokenize", "embeddings", "tokenize"]
@@ -21,7 +21,7 @@ __all__ = ["detokenize", "embeddings", "tokenize"]
 async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> EmbeddingAnswer:
     """Return a vector for each text. Each text is read by itself, between two steps of those who write."""
     adapter = served.adapter(body.model)
-    texts = _texts(body.input)
+    texts = listed(body.input)
     for text in texts:
         if not isinstance(text, str):
             served.check_ids(text)
@@ -56,13 +56,6 @@ async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) 
         ],
         usage=UsageAnswer(prompt_tokens=spent, total_tokens=spent),
     )
-
-
-def _texts(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """Return the texts one by one: one text, several, the tokens of one, or those of several."""
-    if isinstance(given, str) or isinstance(given[0], int):
-        return [given]
-    return list(given)
 
 
 def _base64(vector: list[float]) -> str:

@@ -76,7 +76,7 @@ def labels_of(recipe: TuneRecipe, tasks: Sequence[Examples]) -> list[str]:
     names, and where there are fewer than two.
     """
     rows = [
-        (examples, row.row, _labels(row)) for examples in tasks for row in examples.rows if _labels(row) is not None
+        (examples, row.row, own) for examples in tasks for row in examples.rows if (own := _labels(row)) is not None
     ]
     if not rows:
         if recipe.labels:
@@ -85,15 +85,15 @@ def labels_of(recipe: TuneRecipe, tasks: Sequence[Examples]) -> list[str]:
     tagged = is_tagging(tasks)
     if recipe.labels:
         for examples, row, own in rows:
-            for label in own or ():
+            for label in own:
                 if label not in recipe.labels:
                     raise DataError(
                         f"{examples.path}, row {row}: the label must be one of {', '.join(recipe.labels)}, but is "
                         f"{label!r}"
                     )
         return list(recipe.labels)
-    found = {label for _, _, own in rows for label in own or ()}
-    count = sum(len(own or ()) for _, _, own in rows)
+    found = {label for _, _, own in rows for label in own}
+    count = sum(len(own) for _, _, own in rows)
     if len(found) < 2:
         raise DataError(f"a classifier must have at least two labels, but all rows have {', '.join(found)!r}")
     if len(found) > count // 2:

@@ -14,7 +14,6 @@ from typing import Any
 from loquela.checkpoint.files import finish_install, read_json, verify
 from loquela.data import hub
 from loquela.data.pairs import Examples
-from loquela.data.readers import file_hash
 from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError
 from loquela.evaluation.forgetting import Forgetting, Stage
 from loquela.models.encoder_only import EncoderOnly
@@ -253,7 +252,7 @@ def peak_memory() -> int:
 def _claim(directory: Path, recipe: TuneRecipe) -> None:
     """Make the directory that of this recipe and these files, or find that it is so already."""
     file = directory / RECIPE
-    digests = {task.data: _digest(task.data) for task in recipe.tasks}
+    digests = {task.data: hub.digest(task.data) for task in recipe.tasks}
     content = recipe.to_yaml() + "".join(f"# {digest}  {name}\n" for name, digest in digests.items())
     if not file.exists():
         foreign = sorted({p.name for p in directory.iterdir()} - {".lock", f".{RECIPE}.part"})
@@ -288,11 +287,6 @@ def _claim(directory: Path, recipe: TuneRecipe) -> None:
         raise DirectoryInUseError(
             f"output_dir {directory} holds a run on other rows: {', '.join(changed)} has changed since; {way_out}"
         )
-
-
-def _digest(source: str) -> str:
-    chosen = hub.named(source)
-    return file_hash(Path(source)) if chosen is None else hub.revision(chosen)
 
 
 def _finished(directory: Path, say: Callable[[str], None]) -> TuneResult | None:
