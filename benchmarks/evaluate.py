@@ -143,7 +143,10 @@ def main() -> None:
                     "items": len(numbers),
                 }
     if given.record:
-        record("Evaluation against lm-evaluation-harness", "python benchmarks/evaluate.py --record", lines, figures)
+        asked = {"models": given.models, "threads": given.threads, "rounds": given.rounds, "limit": given.limit}
+        flags = {"data-dir": "DIR", **asked, "batch-sizes": given.batch_sizes}
+        command = " ".join(["python benchmarks/evaluate.py", *(f"--{flag} {value}" for flag, value in flags.items())])
+        record("Evaluation against lm-evaluation-harness", f"{command} --record", lines, figures)
     print(json.dumps(figures))
 
 
