@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from interrupting import Trainer, decided, write_recipe
+from interrupting import Tally, Trainer, decided, write_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -61,23 +62,27 @@ def test_killed_and_stopped_at_any_moment_it_ends_bit_for_bit_the_same(
 
 @pytest.mark.soak
 def test_a_hundred_kills_and_twenty_inside_a_save(tmp_path: Path) -> None:
-    """RELIABILITY 11, on the recipe that is shipped and by the command that is documented."""
+    """RELIABILITY 11, on the recipe that is shipped and by the command that is documented; see `Tally` for parts."""
     arguments = ("max_steps=60", "save_steps=7", "seed=11", "output_dir=out")
     recipe = REPOSITORY / "recipes" / "shakespeare.yaml"
-    (tmp_path / "reference").mkdir()
-    reference = Trainer(recipe, *arguments, cwd=tmp_path / "reference")
-    assert reference.finish()[0] == 0
-    expected = decided(tmp_path / "reference" / "out")
-    seconds = float((tmp_path / "reference" / "out" / "timing.csv").read_text().splitlines()[-1].split(",")[1])
-    choose = random.Random(11)
-    kills = saves = victim = 0
-    while kills < 100 or saves < 20:
-        victim += 1
-        place = tmp_path / f"victim-{victim}"
+    tally = Tally("interruptions", tmp_path)
+    reference = tally.place / "reference"
+    if not (reference / "whole").exists():
+        shutil.rmtree(reference, ignore_errors=True)
+        reference.mkdir()
+        assert Trainer(recipe, *arguments, cwd=reference).finish()[0] == 0
+        (reference / "whole").touch()
+    expected = decided(reference / "out")
+    seconds = float((reference / "out" / "timing.csv").read_text().splitlines()[-1].split(",")[1])
+    while tally["kills"] < 100 or tally["saves"] < 20:
+        place = tally.place / "victim"
+        shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
+        choose = random.Random(11 + tally["victims"])
+        kills = saves = 0
         while True:
             trainer = Trainer(recipe, *arguments, cwd=place)
-            if saves < 20 and choose.random() < 0.2:
+            if tally["saves"] + saves < 20 and choose.random() < 0.2:
                 ended = not trainer.wait_until(trainer.saving, pause=0)
                 saves += not ended
             else:
@@ -93,4 +98,5 @@ def test_a_hundred_kills_and_twenty_inside_a_save(tmp_path: Path) -> None:
                 assert code == 0, err
                 break
             trainer.end(signal.SIGKILL)
-        assert decided(place / "out") == expected, f"victim {victim}"
+        assert decided(place / "out") == expected, f"victim {tally['victims'] + 1}"
+        tally.add(kills=kills, saves=saves, victims=1)
