@@ -4,7 +4,8 @@ A file defines
 
 - `data(model, text, *, option=…)`, which returns what can be drawn as plain data that JSON can hold. What a model
   cannot show is None there, and `data["unavailable"]` says why; where nothing can be shown, `UnavailableError` is
-  raised. An option is a keyword with a default, `Annotated` with what it does; `**settings` takes those of generation.
+  raised. A large table may be a NumPy array, which `Picture.data` makes lists of. An option is a keyword with a
+  default, `Annotated` with what it does; `**settings` takes those of generation.
 - `VIEWS`, a table of functions from that data to plotly figures, by name, the first one first.
 - `terminal(data)`, the same for a terminal, through rich.
 - `TAKES`, where the first arguments are not a model and a text: some of the words "model text file".
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import plotly.graph_objects as go
 
 from loquela.errors import UsageError, nearest
@@ -111,6 +113,14 @@ class Picture:
         """Return the plain data, with an `adapter` of the model's worn: the one named, none (None), else its own.
 
         Raises `UsageError` for an unknown option or a missing model or text.
+        """
+        tables = self.tables(model, text, adapter=adapter, **options)
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in tables.items()}
+
+    def tables(self, model: Inspected | None = None, text: Any = None, *, adapter: Any = ..., **options: Any) -> Data:
+        """Return the data with its large tables as arrays, as views take them too.
+
+        Lists of millions of numbers take seconds to make, during which no other thread of the process runs.
         """
         for name in options:
             if name not in self.options and not (self.takes_settings and name in SETTINGS):

@@ -7,23 +7,21 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from loquela.engine.requests import Request, Written
+from loquela.engine.requests import Written
 from loquela.generation.completion import Alternative, Piece
 from loquela.generation.constrain import token_bytes
+from loquela.serving.asking import rendered, requests_of
 from loquela.serving.completions import LEAST_LOG_PROB, usage
 from loquela.serving.failures import ApiError
-from loquela.serving.owners import owner_of
 from loquela.serving.running import Run, until_left
-from loquela.serving.schemas import ChatRequest, Message
+from loquela.serving.schemas import ChatRequest
 from loquela.serving.state import Served
 from loquela.serving.stream import events
-from loquela.text.chat import render
 
-__all__ = ["chat", "rendered"]
+__all__ = ["chat"]
 
 
 async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response:
@@ -35,39 +33,13 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
         raise ApiError(400, "max_tokens and max_completion_tokens are two names of one", param="max_tokens")
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     settings = served.settings(body, served.scheduler.window(adapter) if asked is None else asked)
-    constraint = await served.constraint(body)
     ids = await rendered(served, body.messages, adapter)
-    request = Request(
-        tuple(served.fit(ids, settings, adapter)),
-        settings,
-        served.model.end_ids,
-        top=body.top_logprobs or 0,
-        adapter=adapter,
-        constraint=constraint,
-        owner=owner_of(http),
-        seconds=served.options.seconds,
-    )
-    run = Run(served, [request])
+    requests = await requests_of(served, http, body, [ids], settings, top=body.top_logprobs or 0)
+    run = Run(served, requests)
     answer = _Answer(served, bool(body.logprobs), run, settings.n, served.name if adapter is None else adapter)
     if body.stream:
         return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
     return JSONResponse(await until_left(http, answer.whole(), run.cancel))
-
-
-async def rendered(
-    served: Served, messages: list[Message], adapter: str | None = None, *, add_generation_prompt: bool = True
-) -> list[int]:
-    """Return the token ids of a conversation through the template of who answers; raises a 400 where there is none."""
-    tokenizer, template = served.model.tokenizer, served.template(adapter)
-    if template is None:
-        raise ApiError(
-            400,
-            "a conversation needs a chat template, but this model has none: ask /v1/completions to continue a text",
-            param="messages",
-            code="no_chat_template",
-        )
-    turns = [message.as_dict() for message in messages]
-    return await run_in_threadpool(render, turns, template, tokenizer, add_generation_prompt=add_generation_prompt)
 
 
 class _Answer:

@@ -11,11 +11,10 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from loquela.engine.requests import Request, Scores, Written
+from loquela.engine.requests import Scores, Written
 from loquela.generation.completion import Alternative, best
+from loquela.serving.asking import prompt_of, requests_of
 from loquela.serving.failures import ApiError
-from loquela.serving.infill import infill_ids
-from loquela.serving.owners import owner_of
 from loquela.serving.running import Run, until_left
 from loquela.serving.schemas import CompletionRequest, listed
 from loquela.serving.state import Served
@@ -35,23 +34,11 @@ async def complete(served: Served, http: HttpRequest, body: CompletionRequest) -
     settings = served.settings(body, max_tokens)
     kept, written = settings.n, _written(body, settings.n)
     settings = settings.replace(n=written)
-    constraint = await served.constraint(body)
-    requests, echoes = [], []
-    for prompt in listed(body.prompt):
-        ids, text = await _read(served, prompt, body.suffix)
-        request = Request(
-            tuple(served.fit(ids, settings, adapter)),
-            settings,
-            served.model.end_ids,
-            top=body.logprobs or 0,
-            adapter=adapter,
-            constraint=constraint,
-            score_prompt=bool(body.echo) and body.logprobs is not None,
-            owner=owner_of(http),
-            seconds=served.options.seconds,
-        )
-        requests.append(request)
-        echoes.append(text if body.echo else "")
+    read = [await prompt_of(served, prompt, body.suffix) for prompt in listed(body.prompt)]
+    scored = bool(body.echo) and body.logprobs is not None
+    prompts, texts = [ids for ids, _ in read], [text for _, text in read]
+    requests = await requests_of(served, http, body, prompts, settings, top=body.logprobs or 0, score_prompt=scored)
+    echoes = texts if body.echo else [""] * len(texts)
     run = Run(served, requests)
     answer = _Answer(served, body, run, written, kept, echoes, served.name if adapter is None else adapter)
     if body.stream:
@@ -75,19 +62,6 @@ def _written(body: CompletionRequest, n: int) -> int:
             400, "best_of judges whole texts, so they cannot be streamed: leave out one of both", param="best_of"
         )
     return written
-
-
-async def _read(served: Served, prompt: str | list[int], suffix: str | None) -> tuple[list[int] | str, str]:
-    """Return a prompt's ids (or the text that an empty prompt is), and its text."""
-    tokenizer = served.model.tokenizer
-    if suffix is not None:
-        if not isinstance(prompt, str):
-            raise ApiError(400, "a suffix goes with a prompt of text, not of token ids", param="suffix")
-        return infill_ids(tokenizer, prompt, suffix), prompt
-    if not isinstance(prompt, str):
-        served.check_ids(prompt)
-        return prompt, tokenizer.decode(prompt)
-    return (await served.encode(prompt)) or prompt, prompt
 
 
 @dataclass

@@ -5,30 +5,33 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from loquela.engine.requests import Request, Scores, Written
+from loquela.api import LanguageModel
+from loquela.engine.requests import Scores, Written
 from loquela.generation.completion import Alternative, prompt_ids
 from loquela.generation.rules import RULES, History, most_probable
 from loquela.generation.sampling import stages
 from loquela.generation.settings import SETTINGS
-from loquela.inspection import PICTURES, Inspected
+from loquela.generation.tagging import words_of
+from loquela.inspection import PICTURES
 from loquela.inspection.reading import read, token_text
 from loquela.inspection.theme import TEMPLATES
 from loquela.models.encoder_only import EncoderOnly
 from loquela.peft.wardrobe import wardrobe_of
-from loquela.serving.chat import rendered
+from loquela.serving.asking import prompt_of, rendered, requests_of
 from loquela.serving.completions import LEAST_LOG_PROB
 from loquela.serving.failures import ApiError
 from loquela.serving.inside_schemas import (
     About,
     ClassifyRequest,
     Control,
+    Labelled,
     Labels,
     Logits,
     LogitsRequest,
@@ -40,13 +43,14 @@ from loquela.serving.inside_schemas import (
     StagesRequest,
 )
 from loquela.serving.operations import Operation
-from loquela.serving.owners import owner_of
-from loquela.serving.running import Run
+from loquela.serving.running import Run, until_left
 from loquela.serving.runs import Runs, runs
 from loquela.serving.state import Served
 from loquela.serving.stream import events
 
 __all__ = ["routes"]
+
+T = TypeVar("T")
 
 MOST_DRAWN = 512
 """Tokens that a picture may have: attention grows with their square."""
@@ -113,38 +117,34 @@ def _picture_card(name: str) -> PictureCard:
     return PictureCard(name=name, title=PICTURES[name].title, options=options)
 
 
-async def _ids(served: Served, body: Any) -> list[int]:
-    """Return the token ids of a body's text, ids or conversation."""
+async def _ids(served: Served, body: Any) -> list[int] | str:
+    """Return the token ids of a body's text, ids or conversation; or the text that an empty prompt is."""
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
+    suffix = getattr(body, "suffix", None)
     if body.messages is not None:
+        if suffix is not None:
+            raise ApiError(400, "a suffix goes with a prompt, not with messages", param="suffix")
         return await rendered(served, body.messages, served.adapter(body.model))
-    if isinstance(body.prompt, str):
-        return (await served.encode(body.prompt)) or prompt_ids(served.model.tokenizer, "")
-    served.check_ids(body.prompt)
-    return list(body.prompt)
+    return (await prompt_of(served, body.prompt, suffix))[0]
+
+
+async def _read(served: Served, body: Any) -> list[int]:
+    """Return the token ids of a body's text, ids or conversation, as the network reads them."""
+    ids = await _ids(served, body)
+    return prompt_ids(served.model.tokenizer, ids) if isinstance(ids, str) else ids
 
 
 async def complete(served: Served, http: HttpRequest, body: PieceRequest) -> Response:
     """Stream each piece of one completion with its id, its log-probability, and the alternatives with theirs."""
-    settings = served.settings(body, 200 if body.max_tokens is None else body.max_tokens).replace(n=1)
-    ids = served.fit(await _ids(served, body), settings, served.adapter(body.model))
-    request = Request(
-        tuple(ids),
-        settings,
-        served.model.end_ids,
-        top=body.top,
-        adapter=served.adapter(body.model),
-        constraint=await served.constraint(body),
-        score_prompt=bool(body.echo),
-        owner=owner_of(http),
-        seconds=served.options.seconds,
-    )
-    return events(_pieces(served, Run(served, [request]), ids, settings.seed))
+    settings = served.settings(body, 200 if body.max_tokens is None else body.max_tokens)
+    ids = await _ids(served, body)
+    requests = await requests_of(served, http, body, [ids], settings, top=body.top, score_prompt=bool(body.echo))
+    return events(_pieces(served, Run(served, requests), requests[0].prompt, settings.seed))
 
 
-async def _pieces(served: Served, run: Run, ids: list[int], seed: int) -> AsyncIterator[dict[str, Any]]:
-    texts = [served.token(token) for token in ids]
+async def _pieces(served: Served, run: Run, ids: Sequence[int], seed: int) -> AsyncIterator[dict[str, Any]]:
+    texts = await served.aside(len(ids), lambda: [served.token(token) for token in ids])
     yield {"prompt": [{"id": token, "text": text} for token, text in zip(ids, texts, strict=True)], "seed": seed}
     async for _, event in run.events():
         if isinstance(event, Scores):
@@ -165,32 +165,26 @@ def _alternative(other: Alternative) -> dict[str, Any]:
     return {"id": other.id, "text": other.text, "log_prob": max(other.log_prob, LEAST_LOG_PROB)}
 
 
-async def _next_logits(served: Served, body: Any) -> tuple[list[int], Any]:
+async def _next_logits(served: Served, http: HttpRequest, body: Any) -> tuple[list[int], Any]:
     """Return the prompt's ids and the logits (vocab,) of what comes next, float64."""
-    ids = await _ids(served, body)
+    adapter, ids = served.adapter(body.model), await _read(served, body)
     if served.model.network.kind == "encoder":
         raise ApiError(400, "the next token is unavailable: this model reads a text whole", code="unavailable")
 
-    def job() -> Any:
-        reading = read(served.model, ids) if served.model.network.kind == "decoder" else read(served.model, ids, [])
+    def job(model: LanguageModel) -> Any:
+        reading = read(model, ids) if model.network.kind == "decoder" else read(model, ids, [])
         return reading.logits()[-1].double().cpu().numpy()
 
-    return ids, await _worn(served, body.model, job)
+    return ids, await until_left(http, served.look(adapter, job), _nothing)
 
 
-async def _worn(served: Served, model: str | None, job: Callable[[], Any]) -> Any:
-    adapter = served.adapter(model)
-
-    def wearing() -> Any:
-        with served.wear(adapter):
-            return job()
-
-    return await served.run(wearing)
+def _nothing() -> None:
+    """Who leaves before their turn has no turn: the future is cancelled with the wait for it."""
 
 
 async def logits(served: Served, http: HttpRequest, body: LogitsRequest) -> Logits:
     """Return the whole distribution, so that the page can follow a slider without asking again."""
-    ids, row = await _next_logits(served, body)
+    ids, row = await _next_logits(served, http, body)
     listed = [int(token) for token in most_probable(row, _LISTED)]
     return Logits(
         tokens=ids,
@@ -203,7 +197,7 @@ async def logits(served: Served, http: HttpRequest, body: LogitsRequest) -> Logi
 async def stages_of(served: Served, http: HttpRequest, body: StagesRequest) -> Stages:
     """Let the sampler itself say what each rule does."""
     settings = served.model.settings(**body.settings)
-    ids, row = await _next_logits(served, body)
+    ids, row = await _next_logits(served, http, body)
     row = np.asarray(row, dtype=np.float32).astype(np.float64)  # the very numbers that `logits` sends
     history = History(ids, (), served.model.end_ids)
     return Stages(
@@ -225,32 +219,45 @@ async def picture(served: Served, http: HttpRequest, body: PictureRequest) -> Re
         if setting is None:
             raise ApiError(400, f"{body.picture} has no option {name[:40]!r}", param="options", code="invalid_value")
         options[name] = setting.parse(value)
-    ids = await _ids(served, body) if "text" in drawn.takes else None
+    adapter, ids = served.adapter(body.model), await _read(served, body) if "text" in drawn.takes else None
     if ids is not None and len(ids) > MOST_DRAWN:
         told = f"a picture takes at most {MOST_DRAWN} tokens, but there are {len(ids)}: shorten the text"
         raise ApiError(400, told, code="too_long")
 
-    def job() -> str:
-        model: Inspected = served.model
-        data = drawn.data(model, ids, adapter=served.adapter(body.model), **options)
+    def job(model: LanguageModel) -> str:
+        data = drawn.tables(model, ids, adapter=adapter, **options)
         figures = ",".join(f"{json.dumps(name)}:{figure.to_json()}" for name, figure in drawn.figures(data).items())
         shown = json.dumps({"title": drawn.title, "unavailable": data.get("unavailable") or {}})
         return f'{shown[:-1]}, "figures": {{{figures}}}}}'
 
-    return Response(await served.run(job), media_type="application/json")
+    answer = await until_left(http, served.look(adapter, job, long=True), _nothing)
+    return Response(answer, media_type="application/json")
 
 
 async def classify(served: Served, http: HttpRequest, body: ClassifyRequest) -> Labels:
-    """Return the labels of a classifier's head."""
-    network = served.model.network
-    if not isinstance(network, EncoderOnly) or network.task != "text-classification":
+    """Return the labels of a classifier's head, for whole texts or for each word of them."""
+    adapter, network = served.adapter(body.model), served.model.network
+    task = network.task if isinstance(network, EncoderOnly) else ""
+    if task not in ("text-classification", "token-classification"):
         raise ApiError(400, "labels need a model with a classifier's head, but this one has none", code="unavailable")
 
-    def job() -> list[list[float]]:
-        rows = []
-        for text in body.input:
-            scores = served.model.logits(served.model.tokenizer.encode(text))
-            rows.append(scores.double().softmax(-1)[0].tolist())
-        return rows
+    def whole(model: LanguageModel, text: str) -> list[float]:
+        scores: list[float] = (
+            model.logits(model.tokenizer.encode(text), adapter=adapter).double().softmax(-1)[0].tolist()
+        )
+        return scores
 
-    return Labels(labels=list(network.labels), probabilities=await _worn(served, body.model, job))
+    def words(model: LanguageModel, text: str) -> list[Labelled]:
+        found = zip(words_of(text), model.tag(text, adapter=adapter), strict=True)
+        return [
+            Labelled(word=one.word, start=start, end=end, label=one.tag, probability=math.exp(one.log_prob))
+            for (start, end), one in found
+        ]
+
+    async def each(job: Callable[[LanguageModel, str], T]) -> list[T]:
+        return [await served.look(adapter, lambda model, text=text: job(model, text)) for text in body.input]  # type: ignore[misc]
+
+    labels = list(getattr(network, "labels", ()))
+    if task == "text-classification":
+        return Labels(labels=labels, probabilities=await until_left(http, each(whole), _nothing))
+    return Labels(labels=labels, words=await until_left(http, each(words), _nothing))

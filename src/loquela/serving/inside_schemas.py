@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 from loquela.serving.fields import Strict
-from loquela.serving.schemas import CompletionRequest, Messages, Name, Tokens
+from loquela.serving.schemas import Count, Messages, Name, Tokens, Writing
 
 __all__ = [
     "About",
     "ClassifyRequest",
     "Control",
+    "Labelled",
     "Labels",
     "Logits",
     "LogitsRequest",
@@ -33,12 +34,17 @@ class Prompted(Strict):
     messages: Messages | None = None
 
 
-class PieceRequest(CompletionRequest):
-    """POST /inside/complete: as /v1/completions, or a conversation in the place of the prompt."""
+class PieceRequest(Writing):
+    """POST /inside/complete: one text, streamed; its prompt is a text, token ids, or a conversation."""
 
-    prompt: str | Tokens | None = None  # type: ignore[assignment]
+    prompt: str | Tokens | None = None
     messages: Messages | None = None
+    max_tokens: Count | None = Field(None, description="At most so many new tokens [default: 200].")
+    suffix: str | None = Field(None, description="What follows the gap to be filled.")
+    echo: bool | None = Field(None, description="Score the prompt's own tokens too.")
     top: Annotated[int, Field(ge=0, le=20)] = 8
+    n: Literal[1] | None = None
+    stream: Literal[True] | None = None
 
 
 class LogitsRequest(Prompted):
@@ -127,8 +133,19 @@ class Stages(BaseModel):
     stages: list[StageCard]
 
 
+class Labelled(BaseModel):
+    """A word, where it stands in its text, the label that fits it best, and how well."""
+
+    word: str
+    start: int
+    end: int
+    label: str
+    probability: float
+
+
 class Labels(BaseModel):
-    """For each text the probability of each label."""
+    """For each text the probability of each label; or, of a model that labels words, its words with their labels."""
 
     labels: list[str]
-    probabilities: list[list[float]]
+    probabilities: list[list[float]] | None = None
+    words: list[list[Labelled]] | None = None

@@ -6,6 +6,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ from loquela.prompting.budget import fit
 from loquela.serving.answers import ModelCard
 from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_marks
+from loquela.serving.looking import Looking
 from loquela.serving.observe import LOG, Metrics
 from loquela.serving.options import Options
 from loquela.serving.schemas import Writing
@@ -34,6 +37,8 @@ from loquela.serving.schemas import Writing
 __all__ = ["Served", "opened"]
 
 T = TypeVar("T")
+_LARGE = 4096
+"""Characters or tokens from which a text is worth another thread."""
 
 
 class Served:
@@ -54,20 +59,23 @@ class Served:
         for name, directory in options.adapters.items():
             self._put_on(name, directory)
         limits = Limits(options.slots, options.queue, options.cache_bytes)
+
+        def wear(name: str | None) -> AbstractContextManager[None]:
+            return peft.wearing(network, name)
+
         self.scheduler = Scheduler(
-            network, model.tokenizer, limits, wear=self.wear, compiled=None if runs is network else runs
+            network, model.tokenizer, limits, wear=wear, compiled=None if runs is network else runs
         )
         for name in self.adapters:
             self._know(name)
+        self._looking = tuple(Looking(model, options.queue, self.scheduler.call) for _ in ("brief", "long"))
         self.metrics.watch(self.scheduler.state)
 
     def close(self, seconds: float = 0.0) -> None:
         """Let what runs end within so many seconds, then fail the rest."""
+        for looking in self._looking:
+            looking.close()
         self.scheduler.close(seconds)
-
-    def wear(self, name: str | None) -> Any:
-        """Let the network wear an adapter while the context lasts."""
-        return peft.wearing(self.model.network, name)
 
     # -- names
 
@@ -106,9 +114,10 @@ class Served:
         def put_on() -> None:
             self._put_on(name, directory)
             self._know(name)
+            self._renew()
 
         try:
-            await self.run(put_on)
+            await self._between(put_on)
         except CheckpointError as error:  # the administrator named it, so it is theirs to put right
             raise UsageError(str(error)) from None
 
@@ -122,8 +131,13 @@ class Served:
             peft.detach(base_of(self.model.network), name)
             del self.adapters[name]
             self._templates.pop(name, None)
+            self._renew()
 
-        await self.run(take_off)
+        await self._between(take_off)
+
+    def _renew(self) -> None:
+        for looking in self._looking:
+            looking.renew()
 
     def _put_on(self, name: str, directory: Path) -> None:
         if name == self.name or name in self.adapters:
@@ -147,9 +161,21 @@ class Served:
 
     # -- work
 
-    async def run(self, job: Callable[[], T]) -> T:
-        """Run a job that uses the network in the scheduler's thread, between two steps."""
+    async def _between(self, job: Callable[[], T]) -> T:
+        """Run a job that changes the network in the scheduler's thread, between two steps."""
         return await asyncio.wrap_future(self.scheduler.call(job))
+
+    async def look(self, adapter: str | None, job: Callable[[LanguageModel], T], *, long: bool = False) -> T:
+        """Run a job that looks at the model with an adapter worn, while others write; see `loquela.serving.looking`.
+
+        What takes `long` has a thread of its own, so that the others do not wait for it.
+        """
+
+        def wearing(model: LanguageModel) -> T:
+            with model.wearing(adapter):
+                return job(model)
+
+        return await asyncio.wrap_future(self._looking[long].call(wearing))
 
     def template(self, adapter: str | None) -> str | None:
         """Return the chat template that an adapter was tuned with, else the model's own, if it has one."""
@@ -162,9 +188,12 @@ class Served:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's token ids; a long text is no reason to keep others waiting."""
-        if len(text) < 4096:
-            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await run_in_threadpool(self.model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        encode = partial(self.model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return await self.aside(len(text), encode)
+
+    async def aside(self, size: int, job: Callable[..., T], *given: Any) -> T:
+        """Do what takes time with the size of a request in another thread where that is large."""
+        return job(*given) if size < _LARGE else await run_in_threadpool(job, *given)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raise a 400 for token ids that the model does not have."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 
 import numpy as np
 from starlette.requests import Request as HttpRequest
 
+from loquela.api import LanguageModel
 from loquela.generation.embed import embed
 from loquela.serving.answers import Detokenized, EmbeddingAnswer, EmbeddingEntry, Tokenized, UsageAnswer
-from loquela.serving.chat import rendered
+from loquela.serving.asking import rendered
 from loquela.serving.failures import ApiError
 from loquela.serving.running import until_left
 from loquela.serving.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, listed
@@ -19,21 +21,20 @@ __all__ = ["detokenize", "embeddings", "tokenize"]
 
 
 async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> EmbeddingAnswer:
-    """Return a vector for each text. Each text is read by itself, between two steps of those who write."""
+    """Return a vector for each text. Each text is read by itself, and others may be read in between."""
     adapter = served.adapter(body.model)
     texts = listed(body.input)
     for text in texts:
         if not isinstance(text, str):
             served.check_ids(text)
-    model, left = served.model, False
+    left = False
 
-    def one(text: str | list[int]) -> list[float]:
-        with served.wear(adapter):
-            vector: list[float] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().tolist()
+    def one(model: LanguageModel, text: str | list[int]) -> list[float]:
+        vector: list[float] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().tolist()
         return vector
 
     async def all_of_them() -> list[list[float]]:
-        return [await served.run(lambda text=text: one(text)) for text in texts if not left]  # type: ignore[misc]
+        return [await served.look(adapter, partial(one, text=text)) for text in texts if not left]
 
     def leave() -> None:
         nonlocal left
@@ -79,7 +80,7 @@ async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> 
         ids = await served.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
     return Tokenized(
         tokens=ids,
-        token_strs=[served.token(token) for token in ids],
+        token_strs=await served.aside(len(ids), lambda: [served.token(token) for token in ids]),
         count=len(ids),
         max_model_len=served.scheduler.window(adapter),
     )
@@ -89,4 +90,5 @@ async def detokenize(served: Served, http: HttpRequest, body: DetokenizeRequest)
     """Return the text of token ids, special tokens included."""
     served.adapter(body.model)
     served.check_ids(body.tokens)
-    return Detokenized(prompt=served.model.tokenizer.decode(body.tokens, skip_special_tokens=False))
+    decode = partial(served.model.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return Detokenized(prompt=await served.aside(len(body.tokens), decode))

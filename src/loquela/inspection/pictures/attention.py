@@ -80,9 +80,9 @@ def data(
         "keys": keys,
         "part": part,
         "parts": parts,
-        "attention": weights.round(6).tolist(),
+        "attention": weights.round(6),
         "heads": heads,
-        "rollout": rollout(weights).round(6).tolist() if square else None,
+        "rollout": rollout(weights).round(6) if square else None,
         "shown": shown,
         "unavailable": missing,
     }
@@ -121,7 +121,7 @@ def _name(content: dict[str, Any]) -> str:
 
 def grid(content: dict[str, Any]) -> go.Figure:
     """Every head at once, small."""
-    weights = np.array(content["attention"])
+    weights = np.asarray(content["attention"])
     layers, heads = weights.shape[:2]
     pooled = 1 + int((weights.size / _MOST_CELLS) ** 0.5) if weights.size > _MOST_CELLS else 1
     weights = pooled_by(weights, pooled)
@@ -166,7 +166,7 @@ def one_map(content: dict[str, Any]) -> go.Figure:
     clearest.sort(key=lambda place: place != shown)  # in the order that they have, but the one asked for first
     fitting = max(1, _MOST_MENU // (len(content["queries"]) * len(content["keys"])))
     places = sorted(clearest[:fitting])
-    weights = [np.array(content["attention"][layer][head]) for layer, head in places]
+    weights = [np.asarray(content["attention"][layer][head]) for layer, head in places]
     exact = sum(one.size for one in weights) <= _MOST_EXACT
     made = _map(
         content,
@@ -212,7 +212,7 @@ def arcs(content: dict[str, Any]) -> go.Figure:
     """One head as lines from words to words."""
     layer, head = content["shown"]
     return lines(
-        np.array(content["attention"][layer][head]),
+        np.asarray(content["attention"][layer][head]),
         content["queries"],
         content["keys"],
         title=f"Layer {layer}, head {head}: from each token (left) to what it looks at (right)",
@@ -258,7 +258,7 @@ def rolled(content: dict[str, Any]) -> go.Figure | None:
         return None
     return _map(
         content,
-        shares(np.array(content["rollout"])),
+        shares(np.asarray(content["rollout"])),
         "Attention rollout: where each position's content comes from",
         "All layers multiplied, heads averaged, half of every layer left to the residual stream (Abnar and Zuidema, "
         "2020): a rough answer to which tokens a position is made of.",

@@ -58,6 +58,49 @@ function rewriting(title, example, frame) {
   return card(title, kind === "encoder" ? "this model reads and does not write." : null, text, el("div", { class: "row" }, el("label", { class: "soft grow" }, "Prompt ", prompt)), work, output);
 }
 
+/**
+ * A text whose labelled words are coloured; words that go on with a label (I- after B- or I-) are one entity.
+ * @param {string} text
+ * @param {{word: string, start: number, end: number, label: string, probability: number}[]} words
+ */
+function entities(text, words) {
+  const letters = Array.from(text); // the server counts characters, not UTF-16
+  /** @type {{start: number, end: number, name: string, sure: number}[]} */
+  const found = [];
+  for (const { start, end, label, probability } of words) {
+    if (label === "O") continue;
+    const [, begins, name] = /^([BIES])-(.+)$/.exec(label) ?? ["", "B", label];
+    const last = found.at(-1);
+    const between = last ? letters.slice(last.end, start).join("") : "x";
+    if (last && last.name === name && begins !== "B" && begins !== "S" && !between.trim()) {
+      last.end = end;
+      last.sure = Math.min(last.sure, probability);
+    } else found.push({ start, end, name, sure: probability });
+  }
+  const names = [...new Set(found.map((one) => one.name))].sort();
+  /** @type {(Node | string)[]} */
+  const parts = [];
+  let at = 0;
+  for (const one of found) {
+    parts.push(letters.slice(at, one.start).join(""));
+    const what = `${one.name}, ${percent(one.sure)}`;
+    parts.push(el("mark", { class: `entity e${names.indexOf(one.name) % 6}`, title: what }, letters.slice(one.start, one.end).join(""), el("sub", {}, one.name)));
+    at = one.end;
+  }
+  parts.push(letters.slice(at).join(""));
+  return found.length ? parts : [...parts, el("p", { class: "soft" }, "No word of it has a label.")];
+}
+
+function tagging() {
+  const text = area("Anna Berger flew from Vienna to New York to work for Siemens.", "Text");
+  const result = el("div", { class: "output plain", "aria-live": "polite" });
+  const work = doing("Classify", async () => {
+    const got = await ask("/inside/classify", { model: state.model, input: [text.value] });
+    result.replaceChildren(...entities(text.value, got.words[0]));
+  });
+  return card("Classify", null, text, el("p", { class: "soft" }, "Each word by the model's own head; words of one entity are marked together."), work, result);
+}
+
 function classifying() {
   const { kind, task } = state.about;
   const head = task === "text-classification";
@@ -133,7 +176,7 @@ export function tasksSection() {
       { "aria-label": "Tasks", class: "cards" },
       rewriting("Translate", "Two young men are outside near many bushes.", "English: {text}\\nSpanish:"),
       rewriting("Summarise", "Anna: Are you coming tonight?\nBen: Sorry, I must work until nine.\nAnna: Then let us meet on Saturday.\nBen: Saturday is fine.", "{text}\\n\\nSummary:"),
-      classifying(),
+      state.about.task === "token-classification" ? tagging() : classifying(),
       searching(),
       infilling(),
     ),

@@ -1,0 +1,162 @@
+"""Whoever looks at the network keeps nobody waiting, is not heard by others, and sees the same bits."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+import loquela
+from loquela import peft
+from loquela.api import LanguageModel
+from loquela.checkpoint.store import load_model
+from loquela.errors import BusyError, UnavailableError
+from loquela.inspection import PICTURES
+from loquela.inspection.watch import watch
+from loquela.serving.looking import Looking, twin
+
+Running = Any  # conftest.Running
+METHODS = ("lora", "prompt", "prefix", "adapter", "ia3")
+TEXT = "The cat sat on the mat; the dog sat on the log."
+
+
+def dressed(directory: Path) -> LanguageModel:
+    """A model with an adapter of each kind."""
+    model = loquela.load(directory)
+    for number, method in enumerate(METHODS):
+        given = {"num_virtual_tokens": 3} if method in ("prompt", "prefix") else {}
+        drawn = {"init_lora_weights": False} if method == "lora" else {}
+        adapter = peft.attach(model.network, peft.config_for(method, **given, **drawn), method, seed=number)
+        with torch.no_grad():
+            for _, tensor in adapter.tensors():
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)))
+    return model
+
+
+def test_a_twin_shares_every_tensor_and_nothing_that_is_worn(model_directory: Path) -> None:
+    model = dressed(model_directory)
+    made = twin(model.network)
+    assert [p.data_ptr() for p in made.parameters()] == [p.data_ptr() for p in model.network.parameters()]
+    ids = torch.tensor([model.tokenizer.encode(TEXT)])
+    base = model.network(ids)
+    for method in METHODS:
+        with peft.wearing(model.network, method):
+            own = model.network(ids)
+            assert torch.equal(made(ids), base), "what is worn here is not worn there"
+        assert not torch.equal(own, base)
+        with peft.wearing(made, method):
+            assert torch.equal(made(ids), own)
+            assert torch.equal(model.network(ids), base)
+    layers = "decoder.layers.*"
+    with watch(made, layers, f"{layers}.attention:weights") as seen:
+        model.network(ids)
+        assert not any(seen.values())
+        made(ids)
+        assert all(len(kept) == 1 for kept in seen.values())
+
+
+@pytest.mark.parametrize("picture", ["attention", "lens", "next", "embeddings", "attribution"])
+def test_a_picture_is_the_same_as_in_this_process(
+    start: Callable[..., Running], model_directory: Path, tuned: dict[str, Path], picture: str
+) -> None:
+    server = start(model_directory, adapters=tuned)
+    ids = server.served.model.tokenizer.encode(TEXT)
+    body = {"picture": picture, "prompt": ids, "model": "tuned"}
+    with ThreadPoolExecutor(4) as crowd:  # others write with the base and another adapter meanwhile
+        written = [
+            crowd.submit(
+                httpx.post,
+                f"{server.url}/v1/completions",
+                json={"prompt": "The", "max_tokens": 60, "seed": 1, "model": ("tiny", "soft")[n % 2]},
+                timeout=120,
+            )
+            for n in range(8)
+        ]
+        answer = httpx.post(f"{server.url}/inside/picture", json=body, timeout=120).json()
+    texts = {(n % 2, one.result().json()["choices"][0]["text"]) for n, one in enumerate(written)}
+    assert len(texts) == 2
+    model = loquela.load(model_directory, adapter={"tuned": tuned["tuned"]})
+    figures = PICTURES[picture].figures(PICTURES[picture].data(model, ids, adapter="tuned"))
+    assert answer["figures"] == {name: json.loads(figure.to_json()) for name, figure in figures.items()}
+
+
+@pytest.fixture(scope="module")
+def tuned(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    network = load_model(model_directory).network
+    found = {}
+    for name, config in (
+        ("tuned", peft.config_for("lora", r=2, init_lora_weights=False)),
+        ("soft", peft.config_for("prompt", num_virtual_tokens=3)),
+    ):
+        peft.attach(network, config, name, seed=7)
+        found[name] = tmp_path_factory.mktemp("adapters") / name
+        peft.save_adapter(network, name, found[name], base=str(model_directory))
+    return found
+
+
+def test_tokens_flow_while_a_slow_picture_is_computed(
+    start: Callable[..., Running], model_directory: Path, tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture stands still until texts of every kind, other looks and an unloaded adapter have gone through."""
+    server = start(model_directory, adapters=tuned, admin_key="administrator")
+    begun, gate = threading.Event(), threading.Event()
+    module, plain = PICTURES["attention"].module, PICTURES["attention"].module.data
+
+    def slow(*args: Any, **options: Any) -> Any:
+        begun.set()
+        assert gate.wait(60)
+        return plain(*args, **options)
+
+    monkeypatch.setattr(module, "data", slow)
+    with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(1) as aside:
+        body = {"picture": "attention", "prompt": TEXT, "model": "tuned"}
+        drawn = aside.submit(httpx.post, f"{server.url}/inside/picture", json=body, timeout=120)
+        assert begun.wait(60)
+        try:
+            for name in ("tiny", "tuned", "soft"):
+                asked = {"prompt": "The cat", "max_tokens": 20, "model": name, "stream": name == "soft"}
+                assert client.post("/v1/completions", json=asked).status_code == 200
+                assert client.post("/inside/logits", json={"prompt": "The", "model": name}).status_code == 200
+            assert client.post("/v1/embeddings", json={"input": ["a", "b"]}).status_code == 200
+            key = {"Authorization": "Bearer administrator"}
+            gone = client.post("/v1/unload_lora_adapter", json={"lora_name": "soft"}, headers=key)
+            assert gone.status_code == 200, gone.text
+            assert not drawn.done()
+        finally:
+            gate.set()
+        assert set(drawn.result().json()["figures"]) >= {"grid", "map"}
+        assert client.post("/inside/logits", json={"prompt": "The", "model": "soft"}).status_code == 404
+
+
+def test_no_more_wait_than_may_and_none_after_the_end(model_directory: Path) -> None:
+    looking = Looking(loquela.load(model_directory), 2, lambda job: pytest.fail("it has a twin"))
+    gate, begun = threading.Event(), threading.Event()
+    first = looking.call(lambda model: (begun.set(), gate.wait(30)))
+    assert begun.wait(30)
+    later = [looking.call(lambda model: 1) for _ in range(2)]
+    with pytest.raises(BusyError):
+        looking.call(lambda model: 1)
+    later[0].cancel()
+    looking.close()
+    gate.set()
+    first.result(30)
+    with pytest.raises(UnavailableError):
+        later[1].result(30)
+    with pytest.raises(UnavailableError):
+        looking.call(lambda model: 1)
+
+
+def test_rounded_weights_are_looked_at_between_two_steps(start: Callable[..., Running], model_directory: Path) -> None:
+    server = start(model_directory, quantize="int8")
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        assert client.post("/inside/logits", json={"prompt": "The cat"}).status_code == 200
+        told = client.post("/inside/picture", json={"picture": "attention", "prompt": "The cat"})
+        assert told.status_code == 400
+        assert "unavailable" in told.json()["error"]["message"]
