@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import math
 import os
 import shutil
 import statistics
@@ -87,47 +88,56 @@ def ours(tokenizer: Tokenizer, file: Path, output: Path, processes: int | None, 
     return time.perf_counter() - start
 
 
+def material(copies: float) -> list[str]:
+    """The texts, so many times: part of them, or also other texts of the same words, no duplicates of the first."""
+    whole = texts()
+    found = whole[: round(copies * len(whole))]
+    for copy in range(1, math.ceil(copies)):
+        part = whole[: round((copies - copy) * len(whole))]
+        found += [" ".join(text.split()[:: -1 if copy == 1 else copy]) for text in part]
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--copies", type=int, default=1, help="times the text, each copy with its words turned round")
+    parser.add_argument("--rounds", type=int, default=5, help="each about 15 seconds for each copy, on two cores")
+    parser.add_argument("--copies", type=float, default=1, help="times the text of 26 MB; may be a fraction")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--workers", type=int, default=None)
-    parser.add_argument("--limit", type=int, default=None, help="so many texts of each copy")
-    parser.add_argument("--dry-run", action="store_true", help="print, and write nothing down")
+    parser.add_argument("--record", action="store_true", help="write the result into RESULTS.md")
     given = parser.parse_args()
     from loquela.text.tokenizer import Tokenizer
 
-    documents = texts()[: given.limit]
-    for copy in range(1, given.copies):  # other texts of the same words: no duplicates of the first
-        documents += [" ".join(text.split()[:: -1 if copy == 1 else copy]) for text in texts()[: given.limit]]
+    documents = material(given.copies)
     size = sum(len(text.encode()) for text in documents) / 1e6
     tokenizer = Tokenizer.train("bpe", documents[::5], given.vocab_size)
+    ways: dict[str, list[float]] = {
+        name: [] for name in ("tokenizers encode_batch", "ours", "ours, near duplicates not sought")
+    }
     with tempfile.TemporaryDirectory() as directory:
         file, output = Path(directory) / "texts.jsonl", Path(directory) / "built"
         with file.open("w") as out:
             out.writelines(json.dumps({"text": text}) + "\n" for text in documents)
-        rows: dict[str, list[float]] = {
-            "tokenizers encode_batch": [],
-            "ours": [],
-            "ours, near duplicates not sought": [],
-        }
-        for _ in range(given.rounds):
-            rows["tokenizers encode_batch"].append(size / peer(tokenizer, documents))
-            rows["ours"].append(size / ours(tokenizer, file, output, given.workers, 0.8))
-            rows["ours, near duplicates not sought"].append(size / ours(tokenizer, file, output, given.workers, None))
-    base = statistics.median(rows["tokenizers encode_batch"])
+        for number in range(given.rounds):
+            for name in list(ways)[:: -1 if number % 2 else 1]:
+                if name.startswith("ours"):
+                    seconds = ours(tokenizer, file, output, given.workers, 0.8 if name == "ours" else None)
+                else:
+                    seconds = peer(tokenizer, documents)
+                ways[name].append(size / seconds)
+            print(f"round {number + 1}: {', '.join(f'{n} {r[-1]:.2f}' for n, r in ways.items())} MB/s", file=sys.stderr)
+    base = statistics.median(ways["tokenizers encode_batch"])
     lines = [
-        f"{len(documents):,} texts, {size:.1f} MB, a BPE of {tokenizer.vocab_size:,} tokens; median (and range) of "
-        f"{given.rounds} alternating rounds.",
+        f"{len(documents):,} texts, {size:.1f} MB, a BPE of {tokenizer.vocab_size:,} tokens, {os.cpu_count()} cores; "
+        f"median (and range) of {given.rounds} alternating rounds.",
         "",
         "| | MB of text per second | ratio |",
         "|---|---|---|",
-        *(f"| {name} | {spread(rates)} | {statistics.median(rates) / base:.2f} |" for name, rates in rows.items()),
+        *(f"| {name} | {spread(rates)} | {statistics.median(rates) / base:.2f} |" for name, rates in ways.items()),
     ]
     print("\n".join(lines))
-    if not given.dry_run:
-        record("Tokenising at size", f"python benchmarks/data.py {' '.join(sys.argv[1:])}".strip(), lines, {**rows})
+    if given.record:
+        record("Tokenising at size", f"python benchmarks/data.py {' '.join(sys.argv[1:])}".strip(), lines, {**ways})
     return 0
 
 

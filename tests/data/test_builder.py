@@ -6,6 +6,8 @@ import gzip
 import itertools
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,27 @@ def test_what_nearly_says_a_held_out_document_is_held_out_with_it(tmp_path: Path
     assert sorted(train + validation) == sorted(documents)
     assert validation
     assert not {families[d] for d in train} & {families[d] for d in validation}
+
+
+SCRIPT = """
+from loquela.data.builder import build
+from loquela.data.gather import Gathering
+from loquela.text.tokenizer import Tokenizer
+build(Gathering(["texts.jsonl"]), Tokenizer.load("tokenizer"), "out", processes=2)
+"""
+
+
+def test_processes_that_die_at_their_start_end_the_build(tmp_path: Path) -> None:
+    """In a script that does not say what is its main part, each process would run the whole of it again."""
+    large = Tokenizer.train("byte", [], special_tokens=[f"<{n}>" for n in range(1000)])
+    assert len(large.json) > 1 << 17, "more than a pipe holds"
+    large.save(tmp_path / "tokenizer")
+    rows(tmp_path / "texts.jsonl", [text(n) for n in range(30)])
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "a process that tokenises has died" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_however_many_processes_and_shards_the_tokens_are_the_same(

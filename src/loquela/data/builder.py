@@ -96,7 +96,7 @@ def build(
             seen.write(file, results, end_of(tokenizer), progress)
         if not len(known):
             raise DataError("the sources must have documents, but have none")
-        tokens: npt.NDArray[Any] = np.memmap(work, dtype=built.dtype_of(tokenizer), mode="r")
+        tokens = np.asarray(np.memmap(work, dtype=built.dtype_of(tokenizer), mode="r"))  # a plain view slices faster
         keep, held, exact, similar = _decided(known, tokens, validation_fraction, remove_duplicates, near)
         tokenizer.save(temporary / "tokenizer")
         notes = [*dict.fromkeys(gathering.notes)]

@@ -8,6 +8,7 @@ values agree in one of 25 bands of 5 are compared (locality-sensitive hashing), 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -48,11 +49,20 @@ def _hashes(ids: npt.NDArray[Any]) -> Words:
 def minima(documents: Sequence[npt.NDArray[Any]]) -> Signatures:
     """Return the least value of each bin of each document (documents, BINS); 2³² - 1 where a bin is empty."""
     signatures = np.full((len(documents), BINS), _EMPTY, dtype=np.uint32)
-    for ids, bins in zip(documents, signatures, strict=True):
-        if len(ids):
-            hashes = _hashes(ids)
-            np.minimum.at(bins, (hashes >> (np.uint64(64) - _BIN_BITS)).astype(np.intp), hashes.astype(np.uint32))
+    lengths = np.array([len(ids) for ids in documents], dtype=np.int64)
+    for short in np.flatnonzero((lengths > 0) & (lengths < _SHINGLE)).tolist():
+        _put(signatures, np.array([short]), _hashes(documents[short]))
+    if (lengths >= _SHINGLE).any():  # all of them at once: a call for each document takes longer than its work
+        owner = np.repeat(np.arange(len(documents)), lengths)
+        whole = owner[: 1 - _SHINGLE] == owner[_SHINGLE - 1 :]  # no shingle reaches across documents
+        _put(signatures, owner[: 1 - _SHINGLE][whole], _hashes(np.concatenate(documents))[whole])
     return signatures
+
+
+def _put(signatures: Signatures, owner: npt.NDArray[np.int64], hashes: Words) -> None:
+    """Let the hashes (n,), each of the document `owner` (n,), take their bins where they are less."""
+    bins = (hashes >> (np.uint64(64) - _BIN_BITS)).astype(np.int64)
+    np.minimum.at(signatures.reshape(-1), owner * BINS + bins, hashes.astype(np.uint32))
 
 
 def join(parts: Signatures) -> Signatures:
@@ -63,23 +73,34 @@ def join(parts: Signatures) -> Signatures:
 
 def _bands(signatures: Signatures) -> Words:
     """Return one number for each band of each document (documents, bands); empty bins are filled first."""
-    n = len(signatures)
-    twice = np.concatenate((signatures, signatures), axis=1)
-    place = np.where(twice != _EMPTY, np.arange(2 * BINS), 2 * BINS - 1)
-    ahead = np.minimum.accumulate(place[:, ::-1], axis=1)[:, ::-1][:, :BINS]
-    filled = np.take_along_axis(twice, ahead, axis=1).astype(np.uint64)
-    filled += (ahead - np.arange(BINS)).astype(np.uint64) * np.uint64(0x1_0000_0001)
-    rows = filled[:, : _BANDS * _BAND].reshape(n, _BANDS, _BAND)
-    keys: Words = np.broadcast_to(np.arange(_BANDS, dtype=np.uint64), (n, _BANDS)).copy()
-    for place_in_band in range(_BAND):
-        keys = (keys ^ rows[:, :, place_in_band]) * np.uint64(0x9FB2_1C65_1E98_DF25)
-        keys ^= keys >> np.uint64(29)
-    return keys
+    bins = np.ascontiguousarray(signatures.T)  # a bin after the other: twice round, and each has the next full one's
+    value, steps = bins[0].copy(), np.zeros(len(signatures), dtype=np.uint64)
+    filled = np.empty(bins.shape, dtype=np.uint64)
+    for place in range(2 * BINS - 1, -1, -1):
+        own = bins[place % BINS]
+        full = own != _EMPTY
+        value = np.where(full, own, value)
+        steps = np.where(full, np.uint64(0), steps + np.uint64(1))
+        if place < BINS:
+            filled[place] = value + steps * np.uint64(0x1_0000_0001)
+    keys = np.empty((_BANDS, len(signatures)), dtype=np.uint64)
+    for band, key in enumerate(keys):
+        key[:] = band
+        for row in filled[band * _BAND : (band + 1) * _BAND]:
+            key[:] = (key ^ row) * np.uint64(0x9FB2_1C65_1E98_DF25)
+            key ^= key >> np.uint64(29)
+    return np.ascontiguousarray(keys.T)
 
 
 def similarity(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     """Return the share of the shingles of two documents that both have, from 0 to 1."""
-    return _overlap(np.unique(_hashes(a)), np.unique(_hashes(b)))
+    return _overlap(_distinct(a), _distinct(b))
+
+
+def _distinct(ids: npt.NDArray[Any]) -> Words:
+    """Return the hashes of a document's shingles in order, each once."""
+    hashes = np.sort(_hashes(ids))
+    return hashes[np.concatenate(([True], hashes[1:] != hashes[:-1]))]
 
 
 def _overlap(one: Words, other: Words) -> float:
@@ -93,9 +114,19 @@ class Duplicates:
     def __init__(self, signatures: Signatures, tokens_of: Callable[[int], npt.NDArray[Any]], threshold: float) -> None:
         self.tokens_of, self.threshold = tokens_of, threshold
         keys = _bands(signatures)
-        flat = np.sort(keys, axis=None)
-        again = np.unique(flat[1:][flat[1:] == flat[:-1]])
-        self._keys = np.where(np.isin(keys, again), keys, np.uint64(0))  # a value that comes once finds nobody
+        order = np.argsort(keys, axis=None)
+        ranked = keys.reshape(-1)[order]
+        again = np.zeros(len(order), dtype=bool)
+        again[1:] = ranked[1:] == ranked[:-1]
+        again[:-1] |= again[1:].copy()
+        once = order[~again]
+        keys.reshape(-1)[once] = 0  # a value that comes once finds nobody
+        self._keys = keys
+
+    def _alike(self, one: Words, other: Words) -> bool:
+        """Tell whether two documents share enough; sizes that are too far apart tell it without a comparison."""
+        few, many = sorted((len(one), len(other)))
+        return few / many >= self.threshold and _overlap(one, other) >= self.threshold
 
     def groups(self, *, chained: bool) -> npt.NDArray[np.int64]:
         """Return for each document the earliest one that it nearly says again, or itself (documents,).
@@ -105,7 +136,7 @@ class Duplicates:
         """
         first = np.arange(len(self._keys))
         lists: dict[int, list[int]] = {}
-        shingles = lru_cache(_CACHED)(lambda document: np.unique(_hashes(self.tokens_of(document))))
+        shingles = lru_cache(_CACHED)(lambda document: _distinct(self.tokens_of(document)))
 
         def root_of(document: int) -> int:
             while first[document] != document:
@@ -116,8 +147,9 @@ class Duplicates:
         for document in np.flatnonzero(self._keys.any(axis=1)).tolist():
             keys = [int(key) for key in self._keys[document] if key]
             near: set[int] = {other for key in keys for other in lists.get(key, ())}
-            like = [other for other in sorted(near) if _overlap(shingles(other), shingles(document)) >= self.threshold]
-            for other in like if chained else like[:1]:
+            alike = (other for other in sorted(near) if self._alike(shingles(other), shingles(document)))
+            like = list(alike if chained else itertools.islice(alike, 1))
+            for other in like:
                 a, b = root_of(other), root_of(document)
                 first[max(a, b)] = min(a, b)
             if not like or chained:

@@ -114,23 +114,18 @@ class Flow:
         signatures: Signatures | None = None
         for result in results:
             marks = self._pending.pop(0)
-            ids, place = result.ids, 0
-            last = np.array(end, dtype=ids.dtype)
-            for index, (length, (source, size, ends, digest, held)) in enumerate(
-                zip(result.lengths, marks, strict=True)
-            ):
-                file.write(ids[place : place + length].data)
-                place += length
-                count += length
+            borders = np.cumsum(result.lengths, dtype=np.int64)[[mark[2] for mark in marks]]  # where documents end
+            ids = np.insert(result.ids, np.repeat(borders, len(end)), np.tile(np.array(end, dtype=int), len(borders)))
+            file.write(ids.data)
+            known.starts.extend((count + borders + len(end) * np.arange(1, len(borders) + 1)).tolist())
+            count += len(ids)
+            for index, (source, size, ends, digest, held) in enumerate(marks):
                 n_bytes += size
                 if result.signatures is not None:
                     own = result.signatures[index]
                     signatures = own if signatures is None else np.minimum(signatures, own)
                 if ends:
-                    file.write(last.data)
-                    count += len(last)
                     known.digests += digest
-                    known.starts.append(count)
                     known.n_bytes.append(n_bytes)
                     known.sources.append(source)
                     known.held_out.append(held)

@@ -56,7 +56,7 @@ class Gathering:
     def _rows_of(self, source: str, rows: Iterator[tuple[int, dict[str, Any] | str]]) -> Iterator[Piece]:
         """Turn rows into pieces; those that are none are collected, and end it or are counted."""
         bad: list[str] = []
-        good = 0
+        good, path = 0, Path(source)
         for number, fields in rows:
             reason = fields if isinstance(fields, str) else self._wrong(fields)
             if reason is not None:
@@ -66,7 +66,7 @@ class Gathering:
                 continue
             good += 1
             assert isinstance(fields, dict)
-            yield from cut([fields[self.column]], Path(source), self.notes)
+            yield from cut([fields[self.column]], path, self.notes)
         if bad and not self.skip_bad_rows:
             raise DataError(f"{source}: {'; '.join(bad[:_SHOWN])}; mend them, or leave such rows out: --skip-bad-rows")
         self.bad_rows += len(bad)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,30 +67,35 @@ def encode_all(tokenizer: Tokenizer, jobs: Iterable[Job], *, signed: bool, proce
         for job in jobs:
             yield encode(tokenizer, job, signed)
         return
-    # Forking a process that has threads can hang; a fresh one takes half a second to start.
+    # Forking a process that has threads can hang; a fresh one takes a third of a second to start. The tokenizer goes
+    # there in a file: what is larger than a pipe holds would block us for ever where a process dies at its start.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _begin, (tokenizer.backend.to_str(), signed))
     waiting: collections.deque[Future[Encoded]] = collections.deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(_work, job))
-            if len(waiting) >= _AHEAD * processes:
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "tokenizer.json"
+        file.write_text(tokenizer.backend.to_str(), encoding="utf-8")
+        pool = ProcessPoolExecutor(processes, context, _begin, (str(file), signed))
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(_work, job))
+                if len(waiting) >= _AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that tokenises has died, perhaps for want of memory; try again with fewer: --workers 1"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool:
+            raise DataError(
+                "a process that tokenises has died, perhaps for want of memory; try again with fewer: --workers 1 (in "
+                "Python processes=1; else a script must build under `if __name__ == '__main__':`)"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 _tokenizer: Tokenizer | None = None
 _signed = False
 
 
-def _begin(json: str, signed: bool) -> None:
+def _begin(file: str, signed: bool) -> None:
     import signal
 
     import tokenizers
@@ -96,7 +103,7 @@ def _begin(json: str, signed: bool) -> None:
     global _tokenizer, _signed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends us
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _tokenizer, _signed = Tokenizer(tokenizers.Tokenizer.from_str(json)), signed
+    _tokenizer, _signed = Tokenizer(tokenizers.Tokenizer.from_file(file)), signed
 
 
 def _work(job: Job) -> Encoded:
