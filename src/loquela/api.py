@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from loquela.checkpoint.sentence import Pooling, read_pooling, sentence_files
-from loquela.checkpoint.store import load_model, save_model
+from loquela.checkpoint.store import opened, save_model
 from loquela.data.readers import Piece as TextPiece
-from loquela.engine.choosing import Engine, EngineName, quantised_network, stored_width
+from loquela.engine.choosing import Engine, EngineName, quantised_network, stored_width, warm
 from loquela.errors import ContextWindowError, TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
@@ -61,18 +61,17 @@ def load(
     keys and values in less memory. Raises `CheckpointError` for a directory that is missing, half-written, damaged, or
     made for another base.
     """
-    chosen = Engine(engine, cache_dtype)
-    loaded = load_model(directory, dtype=dtype, device=device)
-    network = loaded.network
-    if adapter is not None:
-        from loquela.tuning.subject import open_adapter  # a quarter of what there is to import, for adapters only
+    chosen, width = Engine(engine, cache_dtype), quantize or stored_width(directory, engine)
+    warm(directory, engine, width)
+    with opened(directory, dtype=dtype, device=device, unread=width is not None) as loaded:
+        network = loaded.network if adapter is None else loaded.read_rest()
+        if adapter is not None:
+            from loquela.tuning.subject import open_adapter  # a quarter of what there is to import, for adapters only
 
-        for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter).items():
-            network = open_adapter(network, loaded.tokenizer, place, name)
-    if quantize is None and engine != "torch":
-        quantize = stored_width(network, loaded.directory)
-    if quantize is not None:
-        network = quantised_network(network, quantize, engine, cache_dtype)
+            for name, place in ({"default": adapter} if isinstance(adapter, str | Path) else adapter).items():
+                network = open_adapter(network, loaded.tokenizer, place, name)
+        if width is not None:
+            network = quantised_network(network, width, engine, cache_dtype, loaded, asked=quantize is not None)
     model = LanguageModel(network, loaded.tokenizer, loaded.generation_config, read_pooling(loaded.directory))
     model.adapter, model.engine = "default" if isinstance(adapter, str | Path) else None, chosen
     return model

@@ -38,7 +38,7 @@ def product(kind: str, weight: torch.Tensor, x: np.ndarray, bias: np.ndarray, re
     added, old = np.zeros(wide, dtype=np.float32), np.zeros((tokens, wide), dtype=np.float32)
     added[:rows], old[:, :rows] = bias, residual
     if kind.startswith("int"):
-        array, stride, padded = packed([quantised(weight, int(kind[3:]))])
+        array, stride, padded = packed([quantised(weight, int(kind[3:]))], int(kind[3:]))
         given = aligned(tokens * (size := padded + padded // GROUP * 8))
         for t in range(tokens):
             row = np.ascontiguousarray(x[t])

@@ -24,7 +24,7 @@ from loquela.checkpoint.tensors import StoredTensor, shown
 from loquela.errors import CheckpointError, ConfigError, UsageError
 from loquela.models.base import Network
 
-__all__ = ["Rounded", "bits_of", "check", "described", "matrices", "to_disk_rounded", "unrounded"]
+__all__ = ["Rounded", "StoredCodes", "bits_of", "check", "described", "matrices", "to_disk_rounded", "unrounded"]
 
 KEY, METHOD, GROUP = "quantization_config", "loquela", 32
 _SCALE = "_scale"
@@ -34,26 +34,35 @@ Rounded = tuple[int, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class _StoredCodes(StoredTensor):
-    """A matrix of few bits in its file, read as what it stands for."""
+class StoredCodes(StoredTensor):
+    """A matrix of few bits in its file, read as what it stands for: float32."""
 
     bits: int = field(default=8, kw_only=True)
     scales: StoredTensor = field(kw_only=True)
 
-    def read(self) -> Tensor:
-        """Return the matrix in float32."""
-        stored = StoredTensor(
-            self.path, torch.int8 if self.bits == 8 else torch.uint8, self._held, self.start, self.size
-        )
-        codes = stored.read()
-        if self.bits == 4:
-            codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1).to(torch.int8) - 8
-        scales = self.scales.read().float().repeat_interleave(GROUP, dim=1)[:, : self.shape[1]]
-        return codes.float() * scales
+    def read(self) -> Tensor:  # noqa: D102
+        return self.read_rows(0, self.shape[0])
 
-    @property
-    def _held(self) -> torch.Size:
-        return self.shape if self.bits == 8 else torch.Size((self.shape[0], self.shape[1] // 2))
+    def read_rows(self, start: int, end: int) -> Tensor:  # noqa: D102
+        held, scales = self.rows(start, end)
+        return self.codes(held).float() * scales.float().repeat_interleave(GROUP, dim=1)[:, : self.shape[1]]
+
+    def read_into(self, place: Tensor, skipped: int = 0) -> Tensor:  # noqa: D102
+        rows = skipped // (4 * self.shape[1])
+        return place.copy_(self.read_rows(rows, rows + len(place)))
+
+    def rows(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return some rows as they are stored, and their scales."""
+        shape = self.shape if self.bits == 8 else torch.Size((self.shape[0], self.shape[1] // 2))
+        kind = torch.int8 if self.bits == 8 else torch.uint8
+        stored = StoredTensor(self.path, kind, shape, self.start, self.size)
+        return stored.read_rows(start, end), self.scales.read_rows(start, end)
+
+    def codes(self, held: Tensor) -> Tensor:
+        """Return the codes (rows, columns; int8) of rows as they are stored."""
+        if self.bits == 8:
+            return held
+        return torch.stack((held & 15, held >> 4), dim=-1).flatten(1).to(torch.int8) - 8
 
 
 def bits_of(directory: str | Path) -> int | None:
@@ -98,7 +107,7 @@ def unrounded(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
                 f"the codes of {shown(name)} must have one bfloat16 for every row and {GROUP} columns"
             )
         shape = torch.Size((tensor.shape[0], columns))
-        found[name] = _StoredCodes(
+        found[name] = StoredCodes(
             tensor.path, torch.float32, shape, tensor.start, tensor.size, bits=bits, scales=scales
         )
     return found

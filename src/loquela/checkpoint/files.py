@@ -18,12 +18,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from typing import Any
 
-from loquela.checkpoint.tensors import shown, write_bytes
 from loquela.errors import CheckpointError, StorageError
 
 __all__ = [
@@ -34,13 +34,17 @@ __all__ = [
     "install_files",
     "read_json",
     "reading_errors",
+    "shown",
     "verify",
+    "verify_ahead",
     "verifying",
+    "write_bytes",
 ]
 
 MANIFEST = "manifest.json"
 INCOMING = ".incoming"
 MAX_JSON = 100_000_000
+_ahead: dict[Path, Future[None]] = {}
 _SUPERSEDED = ("model-*-of-*.safetensors", "model.safetensors.index.json", "chat_template.jinja")
 """Files of an earlier model that would be read beside a new one; what its manifest names goes too."""
 
@@ -133,20 +137,40 @@ def verify(directory: str | Path) -> None:
         )
 
 
+def verify_ahead(directory: Path) -> None:
+    """Begin to verify a directory in a thread, for the next `verifying` of it: a program that loads torch has time."""
+    if not (directory / INCOMING).exists():
+        _ahead[directory.resolve()] = _verified(directory)
+
+
+def _verified(directory: Path) -> Future[None]:
+    future = Future[None]()
+
+    def run() -> None:
+        try:
+            verify(directory)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    Thread(target=run, name="loquela-verify", daemon=True).start()
+    return future
+
+
 @contextmanager
 def verifying(directory: Path) -> Iterator[None]:
     """Verify a directory while the block reads it: hashing leaves the interpreter to others.
 
     What `verify` has to say comes before what the block raises.
     """
-    with ThreadPoolExecutor(1) as pool:
-        verified = pool.submit(verify, directory)
-        try:
-            yield
-        except Exception:
-            verified.result()
-            raise
+    verified = _ahead.pop(directory.resolve(), None) or _verified(directory)
+    try:
+        yield
+    except Exception:
         verified.result()
+        raise
+    verified.result()
 
 
 def inside(directory: Path, name: str) -> Path:
@@ -185,6 +209,24 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     return value
 
 
+def write_bytes(path: str | Path, *parts: bytes) -> None:
+    """Write `parts`, bytes or buffers of bytes, one after another to a new file. May raise `OSError`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def shown(value: Any) -> str:
+    """Return a name or a value out of a file as it may stand in a message: quoted, escaped, not endless."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:180]}… ({len(text):,} characters)"
+
+
 def _manifest(directory: Path) -> dict[str, dict[str, Any]]:
     files = read_json(directory, MANIFEST).get("files")
     if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
@@ -217,7 +259,8 @@ def _sync(path: Path) -> None:
 
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
+    size = min(8 << 20, max(1, file.stat().st_size))  # the larger, the less often it wants the interpreter
+    buffer = memoryview(bytearray(size))
     with file.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])

@@ -15,8 +15,7 @@ import shutil
 from pathlib import Path
 
 from loquela.checkpoint import house
-from loquela.checkpoint.files import atomic_directory
-from loquela.checkpoint.tensors import write_bytes
+from loquela.checkpoint.files import atomic_directory, write_bytes
 from loquela.errors import CheckpointError, StorageError, UsageError
 
 __all__ = ["PULLED", "home", "pull", "resolve"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from loquela.checkpoint.memory import Arena
 from loquela.checkpoint.tensors import StoredTensor, shown
 from loquela.errors import MismatchError, UsageError
 from loquela.layers.quantized import QuantizedLinear
 from loquela.models.base import Network, Rename
 
-__all__ = ["disk_name", "load_into", "to_disk"]
+__all__ = ["disk_name", "load_into", "read_rest", "to_disk"]
+
+_LARGE = 1 << 16
 
 
 @dataclass
@@ -68,12 +73,15 @@ def load_into(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    unread: dict[str, StoredTensor] | None = None,
 ) -> None:
     """Fill `network` with `tensors` by their names on disk.
 
     All names and shapes are checked before anything is changed: one `MismatchError` lists whatever is missing, extra
     or misshapen. Parameters on the meta device, and buffers, are replaced by tensors of `dtype` (None: as stored)
-    on `device`; other parameters keep their identity, dtype and device and take the values.
+    on `device`; other parameters keep their identity, dtype and device and take the values. Where `unread` is given,
+    it gets, by names in code, the matrices of linear layers on the meta device that stand in a file as they are in the
+    network; these stay where they are.
     """
     given = _with_prefix(network, _current(network, tensors))
     slots = _slots(network)
@@ -84,17 +92,54 @@ def load_into(
     wanted = {place[1] for slot in slots for place in slot.places}
     given = {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)}
     _check(slots, given)
+    arena, work = Arena(), list[Callable[[], object]]()
     for slot in slots:
         _, name, transposed = next(place for place in slot.places if place[1] in given)
-        value = _read(given[name])
-        value = value.t() if transposed else value
+        source, own = given[name], slot.places[0][0]
         if isinstance(slot.tensor, nn.Parameter) and not slot.tensor.is_meta:
             with torch.no_grad():
-                slot.tensor.copy_(value)
+                slot.tensor.copy_(_read(source, transposed))
+            continue
+        if unread is not None and isinstance(source, StoredTensor) and not transposed and _is_matrix(network, slot):
+            unread[own] = source
+            continue
+        kept = source.dtype if dtype is None or not source.dtype.is_floating_point else dtype  # counts stay whole
+        if isinstance(source, StoredTensor) and torch.device(device).type == "cpu":
+            value = _room(arena, slot.tensor.shape, kept)
+            as_it_is = kept == source.dtype and not transposed
+            work.append(partial(source.read_into, value) if as_it_is else partial(_copy, source, transposed, value))
         else:
-            kept = value.dtype if dtype is None or not value.is_floating_point() else dtype  # counts stay whole numbers
-            value = value.to(device=device, dtype=kept).contiguous()
-            _replace(network, [place[0] for place in slot.places], slot.tensor, value)
+            value = _read(source, transposed).to(device=device, dtype=kept).contiguous()
+        _replace(network, [place[0] for place in slot.places], slot.tensor, value)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for done in [pool.submit(piece) for piece in work]:
+            done.result()
+
+
+def read_rest(network: Network, unread: Mapping[str, StoredTensor], *, dtype: torch.dtype | None = None) -> None:
+    """Fill what `load_into` left unread, on the CPU."""
+    for name, source in unread.items():
+        if not network.get_parameter(name).is_meta:
+            continue
+        value = source.read()
+        _replace(network, [name], network.get_parameter(name), value if dtype is None else value.to(dtype))
+
+
+def _is_matrix(network: Network, slot: _Slot) -> bool:
+    module, _, leaf = slot.places[0][0].rpartition(".")
+    layer = network.get_submodule(module)
+    return len(slot.places) == 1 and leaf == "weight" and type(layer) is nn.Linear and slot.tensor.is_meta
+
+
+def _room(arena: Arena, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory for a tensor; for a large one on huge pages, which are read faster."""
+    if (size := shape.numel() * dtype.itemsize) < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(arena.take(size)).view(dtype).view(shape)
+
+
+def _copy(source: StoredTensor, transposed: bool, place: Tensor) -> None:
+    place.copy_(_read(source, transposed))
 
 
 def _slots(network: Network) -> list[_Slot]:
@@ -172,8 +217,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _read(value: Tensor | StoredTensor) -> Tensor:
-    return value.read() if isinstance(value, StoredTensor) else value
+def _read(value: Tensor | StoredTensor, transposed: bool = False) -> Tensor:
+    value = value.read() if isinstance(value, StoredTensor) else value
+    return value.t() if transposed else value
 
 
 def _replace(network: Network, names: list[str], old: Tensor, value: Tensor) -> None:

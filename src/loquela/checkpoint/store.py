@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from loquela.checkpoint.files import (
 )
 from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.parts import stored_tensors, write_parts
-from loquela.checkpoint.rules import load_into, to_disk
+from loquela.checkpoint.rules import load_into, read_rest, to_disk
 from loquela.checkpoint.skeleton import skeleton
 from loquela.checkpoint.tensors import StoredTensor, read_tensors, write_bytes, write_tensors
 from loquela.errors import CheckpointError, UsageError
@@ -40,6 +40,7 @@ __all__ = [
     "from_tensors",
     "install_files",
     "load_model",
+    "opened",
     "read_tensors",
     "save_model",
     "stored_tensors",
@@ -63,6 +64,15 @@ class Loaded:
     tokenizer: Tokenizer | None
     generation_config: dict[str, Any]
     directory: Path
+    unread: dict[str, StoredTensor] = field(default_factory=dict)
+    """Matrices that were left in their file, by their names in code; in the network they are on the meta device."""
+    dtype: torch.dtype | None = None
+    """What the network computes in; None: as stored."""
+
+    def read_rest(self) -> Network:
+        """Have the network's matrices in memory after all; return it."""
+        read_rest(self.network, self.unread, dtype=self.dtype)
+        return self.network
 
 
 def save_model(
@@ -131,32 +141,58 @@ def load_model(
     held against the manifest, if there is one. `ORG/NAME` means a model of the Hub that was pulled, and `stories` or
     another name of `loquela.checkpoint.house` a model in the package. Raises `CheckpointError` or one of its kinds.
     """
+    with opened(directory, dtype=dtype, device=device, verify=verify) as loaded:
+        pass
+    return loaded
+
+
+@contextmanager
+def opened(
+    directory: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    verify: bool = True,
+    unread: bool = False,
+) -> Iterator[Loaded]:
+    """Open a model directory as `load_model` does, and verify it while the `with` block goes on.
+
+    With `unread`, matrices of linear layers stay in their file: see `Loaded.unread`. What is wrong with the files is
+    raised at the end of the block, before anything that the block raises.
+    """
     directory = resolve(directory)
     if dtype not in DTYPES and dtype != "auto":
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)} or auto, but is {dtype!r}")
     with reading_errors(directory):
-        return _load(directory, DTYPES.get(dtype), device, check=verify)
+        _findable(directory)
+        with verifying(directory) if verify else nullcontext():
+            later: dict[str, StoredTensor] | None = {} if unread and torch.device(device).type == "cpu" else None
+            yield _load(directory, DTYPES.get(dtype), device, later)
 
 
-def _load(directory: Path, dtype: torch.dtype | None, device: str | torch.device, *, check: bool) -> Loaded:
+def _findable(directory: Path) -> None:
     if not directory.is_dir():
         raise CheckpointError(f"a model must be a directory, but {directory} {_what_is(directory)}")
     finish_install(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"a model directory must have a config.json, but {directory} has none")
-    with verifying(directory) if check else nullcontext():
-        config = read_config(directory)
-        tensors = stored_tensors(directory)
-        if few_bits.bits_of(directory) is not None:
-            tensors = few_bits.unrounded(tensors)
-        try:
-            network = from_tensors(config, tensors, dtype=dtype, device=device)
-        except CheckpointError as error:
-            raise type(error)(f"{directory}: {error}") from error
+
+
+def _load(
+    directory: Path, dtype: torch.dtype | None, device: str | torch.device, unread: dict[str, StoredTensor] | None
+) -> Loaded:
+    config = read_config(directory)
+    tensors = stored_tensors(directory)
+    if few_bits.bits_of(directory) is not None:
+        tensors = few_bits.unrounded(tensors)
+    try:
+        network = from_tensors(config, tensors, dtype=dtype, device=device, unread=unread)
+    except CheckpointError as error:
+        raise type(error)(f"{directory}: {error}") from error
     generation = read_json(directory, "generation_config.json") if _has(directory, "generation_config.json") else {}
     there = [name for name in (*_VOCABULARIES, *_BESIDE) if _has(directory, name)]  # none may be a link to elsewhere
     tokenizer = Tokenizer.load(directory) if any(name in _VOCABULARIES for name in there) else None
-    return Loaded(network, tokenizer, generation, directory)
+    return Loaded(network, tokenizer, generation, directory, unread or {}, dtype)
 
 
 def from_tensors(
@@ -165,12 +201,13 @@ def from_tensors(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
+    unread: dict[str, StoredTensor] | None = None,
 ) -> Network:
     """Build the network of `config` from `tensors` by their names on disk; see `load_into`."""
     limit = 1000 + 8 * len(tensors)  # fused or split, a tensor is never eight
     network = skeleton(config.as_stored(tensors.keys()), at_most=limit)
-    load_into(network, tensors, dtype=dtype, device=device)
-    return network.to(device).eval()
+    load_into(network, tensors, dtype=dtype, device=device, unread=unread)
+    return (network if unread else network.to(device)).eval()
 
 
 def _has(directory: Path, name: str) -> bool:

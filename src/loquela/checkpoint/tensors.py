@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loquela.checkpoint.files import shown, write_bytes
 from loquela.errors import CheckpointError
 
 __all__ = ["StoredTensor", "read_metadata", "read_tensors", "shown", "write_bytes", "write_tensors"]
@@ -59,18 +60,26 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """Return the values in memory of their own; raises `CheckpointError` when the file has changed since."""
-        data = torch.empty(self.size, dtype=torch.uint8)
-        view: memoryview = data.numpy().data
+        return self.read_into(torch.empty(self.shape, dtype=self.dtype))
+
+    def read_rows(self, start: int, end: int) -> Tensor:
+        """Return the rows from `start` to `end` of a matrix, as `read` does."""
+        rows = torch.empty((end - start, *self.shape[1:]), dtype=self.dtype)
+        return self.read_into(rows, self.size // max(1, self.shape[0]) * start)
+
+    def read_into(self, place: Tensor, skipped: int = 0) -> Tensor:
+        """Fill a contiguous tensor of this dtype with what stands `skipped` bytes behind the first; return it."""
+        view: memoryview = memoryview(_bytes_of(place))
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(self.start)
+                file.seek(self.start + skipped)
                 while view:
                     if not (count := file.readinto(view)):
                         raise CheckpointError(f"{self.path} ends early: it was shortened while it was read")
                     view = view[count:]
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
-        return data.view(self.dtype).view(self.shape)
+        return place
 
 
 def read_tensors(path: str | Path) -> dict[str, StoredTensor]:
@@ -97,25 +106,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    write_bytes(path, len(text).to_bytes(8, "little") + text, *(tensor for _, tensor in ordered))
-
-
-def write_bytes(path: str | Path, *parts: bytes | Tensor) -> None:
-    """Write `parts` one after another to a new file. May raise `OSError`."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        for part in parts:
-            view = memoryview(part if isinstance(part, bytes) else _bytes_of(part))
-            while view:
-                view = view[os.write(descriptor, view) :]
-    finally:
-        os.close(descriptor)
-
-
-def shown(value: Any) -> str:
-    """Return a name or a value out of a file as it may stand in a message: quoted, escaped, not endless."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:180]}… ({len(text):,} characters)"
+    write_bytes(path, len(text).to_bytes(8, "little") + text, *(_bytes_of(tensor) for _, tensor in ordered))
 
 
 def _bytes_of(tensor: Tensor) -> Any:

@@ -114,6 +114,10 @@ def open_model(
 ) -> LanguageModel:
     """Load a model as the flags say; stderr says what takes longer than one would think, and why."""
     with starting():
+        from loquela.checkpoint.files import verify_ahead
+        from loquela.checkpoint.hub import resolve
+
+        verify_ahead(resolve(model))
         from loquela.api import load
 
         language_model = load(

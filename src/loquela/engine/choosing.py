@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 
 from loquela.checkpoint.few_bits import bits_of
+from loquela.checkpoint.hub import resolve
 from loquela.errors import UsageError
 from loquela.models.base import Network
 from loquela.peft.attaching import adapters
 from loquela.peft.wardrobe import wardrobe_of
 
 if TYPE_CHECKING:
+    from loquela.checkpoint.store import Loaded
     from loquela.engine.decoder import CacheType, CompiledNetwork, Quantize
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "kernels_are_ready",
     "quantised_network",
     "stored_width",
+    "warm",
 ]
 
 EngineName = Literal["auto", "torch", "compiled"]
@@ -83,19 +87,34 @@ class Engine:
 
 
 def quantised_network(
-    network: Network, quantize: Quantize, engine: EngineName = "auto", cache_dtype: CacheType = "float32"
+    network: Network,
+    quantize: Quantize,
+    engine: EngineName = "auto",
+    cache_dtype: CacheType = "float32",
+    loaded: Loaded | None = None,
+    *,
+    asked: bool = True,
 ) -> Network:
     """Return a network of few bits, with the same adapters, in place of `network`.
 
-    Raises `UsageError` where the engine does not know it, or one of its adapters.
+    Matrices that were `loaded` unread are rounded while they are read, and are never in memory. Where the engine does
+    not know the network, or one of its adapters, it raises `UsageError`, or, if nobody `asked` for few bits, returns
+    the network itself with all its matrices.
     """
     from loquela.engine.decoder import compiled
 
     if engine == "torch":
         raise UsageError(f"weights of {quantize} need the compiled engine, but the engine is torch")
-    made = compiled(network, quantize=quantize, cache_dtype=cache_dtype)
-    for name in adapters(network):
-        check_wearable(made, name)
+    try:
+        stored = {} if loaded is None else loaded.unread
+        made = compiled(network, quantize=quantize, cache_dtype=cache_dtype, stored=stored)
+        for name in adapters(network):
+            check_wearable(made, name)
+    except UsageError:
+        if asked or loaded is None:
+            raise
+        loaded.read_rest()
+        return network
     return made
 
 
@@ -118,23 +137,28 @@ def base_of(network: Network) -> Network:
     return network.base if compiled_already(network) else network
 
 
-def stored_width(network: Network, directory: Path) -> Quantize | None:
-    """Return the width that a directory stores its matrices in, where the engine can run `network`; else None.
+def stored_width(directory: str | Path, engine: EngineName = "auto") -> Quantize | None:
+    """Return the width that a model directory stores its matrices in; None: floating point, or `engine` is torch."""
+    place = resolve(directory)
+    if engine == "torch" or not (place / "config.json").is_file():
+        return None
+    bits = bits_of(place)
+    return None if bits is None else "int8" if bits == 8 else "int4"
 
-    It must also know what is on the network.
-    """
-    bits = bits_of(directory)
-    if bits is None or network.kind != "decoder":
-        return None
-    from loquela.engine.decoder import compiled
 
-    try:
-        made = compiled(network, threads=1)
-    except UsageError:
-        return None
-    if _refusal(made, adapters(network)) is not None:
-        return None
-    return "int8" if bits == 8 else "int4"
+def warm(directory: str | Path, engine: EngineName, quantize: Quantize | None) -> None:
+    """Have the kernels loaded in a thread, while others read, if a model is likely to need them."""
+    size = sum(file.stat().st_size for file in resolve(directory).glob("*.safetensors"))
+    if quantize is not None or engine == "compiled" or (engine == "auto" and size > 2 * WORTH_IT):
+        Thread(target=_warm, name="loquela-warm", daemon=True).start()
+
+
+def _warm() -> None:
+    import loquela.engine.decoder  # noqa: F401
+    from loquela.engine.crew import Crew
+
+    if kernels_are_ready():
+        Crew(1, 1).run(0, 0, 0, {})
 
 
 def kernels_are_ready() -> bool:

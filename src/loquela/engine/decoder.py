@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from loquela.checkpoint.tensors import StoredTensor
 from loquela.engine import crew as board
 from loquela.engine.angles import Angles
 from loquela.engine.attending import ROWS
@@ -46,12 +47,14 @@ def compiled(
     quantize: Quantize | None = None,
     threads: int | None = None,
     cache_dtype: CacheType = "float32",
+    stored: Mapping[str, StoredTensor] | None = None,
 ) -> CompiledNetwork:
     """Return `network` compiled: the same function of tokens, for generating.
 
     Every logit is summed in an order that depends on the weights' shapes only: alone or beside others, prefilled in any
     pieces or token by token, on any number of threads, it has the same bits. Weights that are not quantised are read
-    where the network has them. Raises `UsageError` for a network made of bricks that the engine does not know.
+    where the network has them. Those that are come from their files where they are `stored`, by names in code, and need
+    not be in the network. Raises `UsageError` for a network made of bricks that the engine does not know.
     """
     if network.kind != "decoder":
         raise UsageError(f"the compiled engine runs decoders, but {network.config.model_type} is an {network.kind}")
@@ -59,7 +62,8 @@ def compiled(
         raise UsageError(f"quantize must be int8 or int4, but is {quantize!r}")
     if cache_dtype not in CACHE_KINDS:
         raise UsageError(f"cache_dtype must be one of {', '.join(CACHE_KINDS)}, but is {cache_dtype!r}")
-    return CompiledNetwork(network, quantize, threads or default_threads(), cache_dtype)
+    program = Program(CHUNK, quantize, cache_dtype, {} if stored is None else stored)
+    return CompiledNetwork(network, program, threads or default_threads())
 
 
 class CompiledNetwork(Network):
@@ -68,10 +72,10 @@ class CompiledNetwork(Network):
     Adapters are those of `base` and worn as there (`loquela.peft.wearing` of either); each row may wear its own.
     """
 
-    def __init__(self, network: Network, quantize: Quantize | None, threads: int, cache_dtype: CacheType) -> None:
+    def __init__(self, network: Network, program: Program, threads: int) -> None:
         super().__init__()
         kind: Any = kind_of(network)
-        self.config, self.quantize = network.config, quantize
+        self.config, self.quantize, self._program = network.config, program.quantize, program
         self._sizes = network.vocab_size, int(kind.context_length.fget(network)), network.dim  # whatever is worn now
         places: nn.Embedding | None = None
         rotates = kind.hidden is RotaryDecoder.hidden and kind.embed is RotaryDecoder.embed
@@ -87,14 +91,12 @@ class CompiledNetwork(Network):
         self.token_embedding: nn.Embedding = network.token_embedding  # type: ignore[assignment]
         self._last_position = None if places is None else places.num_embeddings
         self._angles = Angles(network, len(decoder.layers), self._sizes[1], rotates=rotates)
-        self._build(network, decoder, places, threads, cache_dtype)
-        self._closet = Closet(network if quantize is None else without_weights(network), self._program.sites)
+        self._build(network, decoder, places, threads)
+        self._closet = Closet(network if self.quantize is None else without_weights(network), self._program.sites)
         self.eval()
 
-    def _build(
-        self, network: Any, decoder: Decoder, places: nn.Embedding | None, threads: int, cache_dtype: CacheType
-    ) -> None:
-        program = Program(CHUNK, self.quantize, cache_dtype)
+    def _build(self, network: Any, decoder: Decoder, places: nn.Embedding | None, threads: int) -> None:
+        program = self._program
         bits = {None: 0, "int8": 8, "int4": 4}[self.quantize]
         dim = network.dim
         x, self._out = program.buffer("stream", dim), program.buffer("out", dim)
@@ -114,7 +116,8 @@ class CompiledNetwork(Network):
         if head_bits:
             program.round(self._head_in)
         program.linear({"lm_head": network.lm_head}, self._head_in, self._logits, bits=head_bits)
-        self._program, self._crew = program, Crew(2 * len(program.ops), threads)
+        program.fill(threads)
+        self._crew = Crew(2 * len(program.ops), threads)
         self._load(frozenset())
         self.page_bytes = program.page_bytes
         self._scratch: npt.NDArray[np.uint8] = aligned(0)

@@ -7,7 +7,7 @@ kernels are in `kernels`, `products` and `attending`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loquela.checkpoint.tensors import StoredTensor
 from loquela.engine import crew as code
 from loquela.engine.buffers import Buffer, Rounded
 from loquela.engine.crew import COLUMNS
 from loquela.engine.memory import Arena, address, aligned
 from loquela.engine.pages import LayerPages
 from loquela.engine.products import KINDS
-from loquela.engine.quantize import GROUP, packed, quantised
+from loquela.engine.quantize import GROUP, laid_out, together
 from loquela.engine.storing import CACHE_KINDS
 from loquela.errors import UsageError
 from loquela.layers.attention import MultiHeadAttention
@@ -70,7 +71,8 @@ class Site:
 class Program:
     """The operations of one network, and all that they point to."""
 
-    def __init__(self, rows: int, quantize: str | None, cache_dtype: str) -> None:
+    def __init__(self, rows: int, quantize: str | None, cache_dtype: str, stored: Mapping[str, StoredTensor]) -> None:
+        self._in_files, self._work = stored, list[Callable[[], None]]()
         self.rows, self.quantize, self.kind = rows, quantize, CACHE_KINDS[cache_dtype]
         self.ops: list[tuple[list[int], tuple[int, ...], bool]] = []
         """Operations; sites; whether it is done only where an adapter reaches one of them, or only where none does."""
@@ -140,7 +142,7 @@ class Program:
         """
         sites = self._sites([(name, layer.out_features, layer.in_features) for name, layer in layers.items()])
         self._scaled(sites, x, bits)
-        self._product(self._stored([*layers.values()], bits), x, y)
+        self._product(self._stored(layers, bits), x, y)
         self._adapted(sites, x, y)
 
     def back(
@@ -154,7 +156,7 @@ class Program:
         own = self._sites([(name, layer.out_features, layer.in_features)])
         half = self._sites([(name.rpartition(".")[0], stream.width, stream.width)], scales=False)
         self._scaled(own, x, bits)
-        reached, stored = (own[0].number, half[0].number), self._stored([layer], bits)
+        reached, stored = (own[0].number, half[0].number), self._stored({name: layer}, bits)
         if norm is None:
             self._product(stored, x, stream, adds=True, sites=reached)
             self._product(stored, x, into, sites=reached, when=True)
@@ -168,8 +170,14 @@ class Program:
         else:
             self.norm(norm, into, stream, rounds=False, adds=True)
 
-    def _stored(self, layers: Sequence[nn.Linear], bits: int) -> tuple[list[tuple[int, ...]], int]:
+    def fill(self, threads: int) -> None:
+        """Read and round the matrices of few bits: to be called once, before the first run."""
+        together(self._work, threads)
+        self._work.clear()
+
+    def _stored(self, named: Mapping[str, nn.Linear], bits: int) -> tuple[list[tuple[int, ...]], int]:
         """Matrices to be multiplied one after the other (kind, address, stride, columns, rows), and their bias."""
+        layers = [*named.values()]
         for layer in layers:
             if kind_of(layer) is not nn.Linear:
                 raise unknown(f"a matrix of kind {kind_of(layer).__name__}")
@@ -182,7 +190,9 @@ class Program:
                     joined[start : start + layer.out_features] = layer.bias.detach()
             bias = address(self._keep(joined))
         if bits:
-            array, tile, padded = packed([quantised(layer.weight, bits) for layer in layers], self._arena)
+            parts = [self._in_files.get(f"{name}.weight", layer.weight) for name, layer in named.items()]
+            array, tile, padded, work = laid_out(parts, bits, self._arena)
+            self._work += work
             self._keep(array)
             self.weight_bytes += array.nbytes
             return [(KINDS[f"int{bits}"], address(array), tile, padded, sum(rows))], bias
