@@ -19,7 +19,8 @@ from loquela.models.base import Network, Rename
 
 __all__ = ["disk_name", "load_into", "read_rest", "to_disk"]
 
-_LARGE = 1 << 16
+_LARGE, _ROWS = 1 << 16, 1024
+_TABLES = (nn.Embedding, nn.Linear)
 
 
 @dataclass
@@ -81,7 +82,7 @@ def load_into(
     or misshapen. Parameters on the meta device, and buffers, are replaced by tensors of `dtype` (None: as stored)
     on `device`; other parameters keep their identity, dtype and device and take the values. Where `unread` is given,
     it gets, by names in code, the matrices of linear layers on the meta device that stand in a file as they are in the
-    network; these stay where they are.
+    network; these stay where they are. Embeddings are then kept in 16 bits, of which float16 is as good as exact.
     """
     given = _with_prefix(network, _current(network, tensors))
     slots = _slots(network)
@@ -94,15 +95,21 @@ def load_into(
     _check(slots, given)
     arena, work = Arena(), list[Callable[[], object]]()
     for slot in slots:
-        _, name, transposed = next(place for place in slot.places if place[1] in given)
-        source, own = given[name], slot.places[0][0]
+        own, name, transposed = next(place for place in slot.places if place[1] in given)
+        source = given[name]
         if isinstance(slot.tensor, nn.Parameter) and not slot.tensor.is_meta:
             with torch.no_grad():
                 slot.tensor.copy_(_read(source, transposed))
             continue
-        if unread is not None and isinstance(source, StoredTensor) and not transposed and _is_matrix(network, slot):
-            unread[own] = source
-            continue
+        if unread is not None and isinstance(source, StoredTensor) and not transposed and slot.tensor.is_meta:
+            left = {place: source for place, _, _ in slot.places if _owner(network, place) is nn.Linear}
+            unread |= left
+            if len(left) == len(slot.places):
+                continue
+            if dtype == torch.float32 and all(_owner(network, place[0]) in _TABLES for place in slot.places):
+                unread[own] = source
+                _replace(network, [place[0] for place in slot.places], slot.tensor, _narrow(source))
+                continue
         kept = source.dtype if dtype is None or not source.dtype.is_floating_point else dtype  # counts stay whole
         if isinstance(source, StoredTensor) and torch.device(device).type == "cpu":
             value = _room(arena, slot.tensor.shape, kept)
@@ -119,16 +126,30 @@ def load_into(
 def read_rest(network: Network, unread: Mapping[str, StoredTensor], *, dtype: torch.dtype | None = None) -> None:
     """Fill what `load_into` left unread, on the CPU."""
     for name, source in unread.items():
-        if not network.get_parameter(name).is_meta:
-            continue
-        value = source.read()
-        _replace(network, [name], network.get_parameter(name), value if dtype is None else value.to(dtype))
+        old = network.get_parameter(name)
+        kept = source.dtype if dtype is None else dtype
+        if old.is_meta or old.dtype != kept:
+            places = [place for place, found in network.named_parameters(remove_duplicate=False) if found is old]
+            _replace(network, places, old, source.read().to(kept))
 
 
-def _is_matrix(network: Network, slot: _Slot) -> bool:
-    module, _, leaf = slot.places[0][0].rpartition(".")
-    layer = network.get_submodule(module)
-    return len(slot.places) == 1 and leaf == "weight" and type(layer) is nn.Linear and slot.tensor.is_meta
+def _owner(network: Network, name: str) -> type[nn.Module] | None:
+    """The kind of module whose weight a tensor is."""
+    module, _, leaf = name.rpartition(".")
+    return type(network.get_submodule(module)) if leaf == "weight" else None
+
+
+def _narrow(source: StoredTensor) -> Tensor:
+    """Read a table in 16 bits, or in float32 if it has numbers that float16 does not reach."""
+    if source.dtype.itemsize == 2:
+        return source.read()
+    half, most = torch.empty(source.shape, dtype=torch.float16), torch.finfo(torch.float16).max
+    for start in range(0, len(half), _ROWS):
+        rows = source.read_rows(start, min(len(half), start + _ROWS))
+        if rows.numel() and not rows.abs().max() <= most:
+            return source.read().float()
+        half[start : start + _ROWS] = rows
+    return half
 
 
 def _room(arena: Arena, shape: torch.Size, dtype: torch.dtype) -> Tensor:
