@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import httpx
 import pytest
 
 from loquela.errors import ContextWindowError, DataError, LoquelaError, UsageError
-from loquela.evaluation import remote
+from loquela.evaluation import client
 from loquela.evaluation.local import LocalSubject
 from loquela.evaluation.remote import RemoteSubject
 from loquela.evaluation.run import evaluate
@@ -120,18 +124,110 @@ def test_refusals_are_one_line(handler: Handler, error: type[Exception], message
     assert "\n" not in str(raised.value)
 
 
-def test_a_busy_server_is_asked_again(llama: LocalSubject, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+class Clock:
+    """Time that passes only where somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.waits = 1000.0, list[float]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(round(seconds, 3))
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "waits"), [(503, "3", [3.0, 3.0]), (429, "0.5", [0.5, 0.5]), (429, None, [1.0, 2.0])]
+)
+def test_a_busy_server_is_asked_again(
+    llama: LocalSubject, monkeypatch: pytest.MonkeyPatch, status: int, said: str | None, waits: list[float]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
     calls = []
 
     def busy(request: httpx.Request) -> httpx.Response:
         calls.append(request)
-        return httpx.Response(503, headers={"retry-after": "3"}) if len(calls) < 3 else server(llama)(request)
+        headers = {} if said is None else {"retry-after": said}
+        return httpx.Response(status, headers=headers) if len(calls) < 3 else server(llama)(request)
 
     assert connect(busy, model="tiny").likelihoods("the", [" cat"])[0].tokens > 0
-    assert waits == [3.0, 3.0]
+    assert clock.waits == waits
 
+
+def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client, "time", clock)
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90))
+    with pytest.raises(LoquelaError, match="answers 503"):
+        connect(refusing(503, {}, **{"retry-after": date}), model="x").complete("x", max_new_tokens=1, stop=[])
+    assert len(clock.waits) == 6
+    assert all(80 < wait <= 90 for wait in clock.waits)
+    with pytest.raises(LoquelaError, match="asks for 3600 seconds of patience"):
+        connect(refusing(429, {}, **{"retry-after": "3600"}), model="x").complete("x", max_new_tokens=1, stop=[])
+
+
+def test_a_dropped_connection_is_tried_again(llama: LocalSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "time", Clock())
+    calls = []
+
+    def drops(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        if len(calls) < 3:
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        return server(llama)(request)
+
+    assert connect(drops, model="tiny").likelihoods("the", [" cat"])[0].tokens > 0
+    assert len(calls) == 3
+
+
+def test_many_requests_at_a_time_change_no_record(
+    llama: LocalSubject, rows_file: Callable[..., Path], questions: list[Any]
+) -> None:
+    """Answers that come in any order; some of them refused for a while."""
+    path, running, most, lock, refused = rows_file(questions), 0, 0, threading.Lock(), set[bytes]()
+    answer = server(llama)
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        nonlocal running, most
+        with lock:
+            running, again = running + 1, request.content in refused
+            most = max(most, running)
+            refused.add(request.content)
+        time.sleep(0.001 * (len(request.content) % 5))
+        with lock:
+            running -= 1
+            if not again and len(request.content) % 7 == 0:
+                return httpx.Response(429, headers={"retry-after": "0"})
+            return answer(request)
+
+    one = evaluate(connect(answer, at_once=1), path).results["set"]
+    many = evaluate(connect(slow, at_once=6), path).results["set"]
+    assert many.records == one.records
+    assert 2 <= most <= 6
+    by = {"by": "generation", "limit": 8}
+    assert (
+        evaluate(connect(slow, at_once=6), path, **by).results["set"].records
+        == evaluate(connect(answer, at_once=1), path, **by).results["set"].records
+    )
+    with pytest.raises(UsageError, match="1 request at a time or more"):
+        connect(answer, at_once=0)
+
+
+def test_what_a_server_says_too_much_is_cut(llama: LocalSubject) -> None:
+    """The API takes four stop strings."""
+
+    def says(request: httpx.Request) -> httpx.Response:
+        assert len(json.loads(request.content)["stop"]) == 4
+        return httpx.Response(200, json={"choices": [{"text": "one e two"}]})
+
+    found = connect(says, model="x").complete("x", max_new_tokens=9, stop=["a", "b", "c", "d", " e"])
+    assert found == "one"
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def down(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 

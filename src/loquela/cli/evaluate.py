@@ -35,6 +35,7 @@ def evaluate(
     adapter: Annotated[str | None, typer.Option(help="Adapter directory for the model.")] = None,
     quantize: QuantizeOption = None,
     url: Annotated[str | None, typer.Option(help="Ask a server instead, e.g. http://127.0.0.1:8000/v1.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests to the server at a time; default: 8.")] = None,
     versus: Annotated[str | None, typer.Option(help="Model directory to compare with, item by item.")] = None,
     shots: Annotated[str, typer.Option(help="Examples in the prompt; 0,1,2,4 gives a curve.")] = "0",
     select: Annotated[str, typer.Option(help="random, balanced, nearest, or numbers of examples: 3,17,5.")] = "random",
@@ -78,6 +79,8 @@ def evaluate(
         raise UsageError("evaluate needs a task: --task NAME or --task FILE (--list shows the names)")
     if (not model) == (url is None) and not (model and url and len(model) == 1):
         raise UsageError("evaluate needs a model: -m DIR, or --url http://HOST:PORT/v1 (-m is then its name there)")
+    if concurrency is not None and url is None:
+        raise UsageError("--concurrency is of requests to a server, but there is no --url: leave it out")
     counts = _counts(shots)
     by_way: Any = by
     with_engine: Any = engine
@@ -89,9 +92,9 @@ def evaluate(
     if several:
         if versus or log or contamination or orders > 1:
             raise UsageError("a curve has no --versus, --log, --contamination or --orders: ask for one number of shots")
-        _curve(model or [], url, adapter, quantize, prepared, settings, counts, chart, json)
+        _curve(model or [], url, concurrency, adapter, quantize, prepared, settings, counts, chart, json)
         return
-    subject = _subject(model[0] if model else None, url, adapter, quantize, settings)
+    subject = _subject(model[0] if model else None, url, concurrency, adapter, quantize, settings)
     found, orders_found = _evaluate(subject, prepared, settings, log, orders)
     extra: dict[str, dict[str, Any]] = {one.task.name: {} for one in prepared}
     for name, spread in orders_found.items():
@@ -109,15 +112,18 @@ def evaluate(
     _table(found, extra)
 
 
-def _subject(model: str | None, url: str | None, adapter: str | None, quantize: Any, settings: Settings) -> Subject:
+def _subject(
+    model: str | None, url: str | None, concurrency: int | None, adapter: str | None, quantize: Any, settings: Settings
+) -> Subject:
     from loquela.errors import UsageError
 
     if url is not None:
-        from loquela.evaluation.remote import RemoteSubject
+        from loquela.evaluation.remote import AT_ONCE, RemoteSubject
 
         if adapter or quantize:
             raise UsageError("--adapter and --quantize have no effect on a server: name what it serves with -m")
-        return RemoteSubject(url, model, chat=settings.chat)
+        at_once = AT_ONCE if concurrency is None else concurrency
+        return RemoteSubject(url, model, chat=settings.chat, at_once=at_once)
 
     from loquela.api import load
     from loquela.cli.threads import suit_threads
@@ -176,7 +182,7 @@ def _versus(
     from loquela.evaluation.compare import compare
 
     beside = None if log is None else log.with_name(f"{log.stem}-versus{log.suffix}")
-    theirs = _run(_subject(other, None, None, None, settings), prepared, settings, beside)
+    theirs = _run(_subject(other, None, None, None, None, settings), prepared, settings, beside)
     for one in prepared:
         name = one.task.name
         extra[name]["versus"] = {"model": other, **compare(one.task, found.results[name], theirs.results[name])}
@@ -200,6 +206,7 @@ def _contamination(sources: list[Path], prepared: list[Prepared], found: Evaluat
 def _curve(
     models: list[str],
     url: str | None,
+    concurrency: int | None,
     adapter: str | None,
     quantize: Any,
     prepared: list[Prepared],
@@ -213,7 +220,7 @@ def _curve(
     points, seconds, asked = [], 0.0, 0
     asked_models: list[str | None] = [*models] or [None]
     for model in asked_models:
-        subject = _subject(model, url, adapter, quantize, settings)
+        subject = _subject(model, url, concurrency, adapter, quantize, settings)
         for count in counts:
             found = _run(subject, prepared, replace(settings, shots=count), None)
             points += [Point(subject.name, count, result) for result in found.results.values()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,13 +29,16 @@ _COLOURS = {1: "", 3: "on #1d3a5f", 6: "on #3f6b8c", 10: "black on #c9b458", flo
 
 @app.command()
 def score(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Model directory.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", "-m", help="Model directory; with --url the model's name there.")
+    ] = None,
     file: Annotated[str | None, typer.Argument(help="Text file or document set; else what is piped in.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens before each; default: the context window.")] = None,
     stride: Annotated[int | None, typer.Option(help="How far the window moves; default: half the window.")] = None,
     adapter: AdapterOption = None,
     quantize: QuantizeOption = None,
     versus: Annotated[str | None, typer.Option(help="Another text, to see which the model expects more.")] = None,
+    url: Annotated[str | None, typer.Option(help="Ask a server instead, e.g. http://127.0.0.1:8000/v1.")] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -41,9 +46,13 @@ def score(
 
     With the default stride every token of a long text sees at least half a window of what comes before it; with
     --stride equal to the window the figures are those of a validation loss. In a terminal the beginning of the text is
-    coloured by surprise.
+    coloured by surprise. Of a masked model it is the pseudo-perplexity: each token of a line from all others.
     """
     from loquela.data.readers import Piece, read_pieces
+    from loquela.errors import UsageError
+
+    if model is None and url is None:
+        raise UsageError("score needs a model: -m DIR, or --url http://HOST:PORT/v1")
 
     notes: list[str] = []
     if file is None:
@@ -51,28 +60,51 @@ def score(
     else:
         pieces = list(read_pieces(file, encoding=encoding, notes=notes))
 
-    language_model = open_model(model, quantize=quantize, adapter=adapter)
-    result = language_model.score(pieces, window=window, stride=stride)
+    ask: Callable[..., Score]
+    if url is None:
+        assert model is not None
+        language_model = open_model(model, quantize=quantize, adapter=adapter)
+        ask, tokenizer = partial(language_model.score, window=window, stride=stride), language_model.tokenizer
+    else:
+        if adapter or quantize:
+            raise UsageError("--adapter and --quantize have no effect on a server: name what it serves with -m")
+        ask, tokenizer = _remote(url, model, window, stride), None
+    result = ask(pieces)
     notes += result.notes
     figures = _figures(result)
     other = None
     if versus is not None:
-        second = language_model.score(read_pieces(versus, encoding=encoding, notes=notes), window=window, stride=stride)
+        second = ask(read_pieces(versus, encoding=encoding, notes=notes))
         notes += [line for line in second.notes if line not in notes]
         other = _figures(second)
     for line in notes:
         note(line)
     if json:
-        print_json(figures | {"notes": notes} | ({} if other is None else {"versus": other | _gaps(figures, other)}))
+        more: dict[str, object] = {"pseudo": True} if result.pseudo else {}
+        print_json(
+            figures | more | {"notes": notes} | ({} if other is None else {"versus": other | _gaps(figures, other)})
+        )
         return
-    if sys.stdout.isatty():
-        _colour(language_model.tokenizer, result)
+    if sys.stdout.isatty() and tokenizer is None:
+        note("a text is coloured by the model's own tokenizer, which a server keeps: with -m DIR only")
+    elif tokenizer is not None and sys.stdout.isatty():
+        _colour(tokenizer, result)
     for name, value in figures.items():
         beside = "" if other is None else f" {_number(other[name]):>16}"
-        write(f"{name.replace('_', ' '):<14} {_number(value):>{16 if other else 0}}{beside}\n")
+        name = f"pseudo-{name}" if result.pseudo and name in ("log_prob", "perplexity", "bits_per_byte") else name
+        write(f"{name.replace('_', ' '):<20} {_number(value):>{16 if other else 0}}{beside}\n")
     if other is not None:
         for name, value in _gaps(figures, other).items():
             write(f"{name.replace('_', ' ')}: {value:+.4f}\n")
+
+
+def _remote(url: str, model: Path | None, window: int | None, stride: int | None) -> Callable[..., Score]:
+    """Return what scores a text at a server."""
+    from loquela.evaluation.remote import RemoteSubject
+    from loquela.evaluation.remote_text import remote_score
+
+    subject = RemoteSubject(url, None if model is None else str(model))
+    return partial(remote_score, subject, window=window, stride=stride)
 
 
 def _figures(result: Score) -> dict[str, float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice, tee
 
 from loquela.errors import ContextWindowError, UsageError
+from loquela.evaluation.ahead import in_order
 from loquela.evaluation.items import LETTERS, Item
 from loquela.evaluation.metrics import normalised
 from loquela.evaluation.plan import Prompter, Settings
@@ -40,7 +41,7 @@ class Asker:
 
         Items are taken as they are needed: no more of them than the subject computes together.
         """
-        plans, ahead = tee(map(self._plan, items))
+        plans, ahead = tee(in_order(self._plan, items, self.subject.at_once))
         answers = self.subject.several(question for plan in ahead for question in plan.questions)
         for plan in plans:
             found = list(islice(answers, len(plan.questions)))
@@ -119,13 +120,16 @@ class Asker:
         return {"output": output, "answer": answer, "references": references}
 
 
-def one_by_one(ask: Callable[[Item], Record], items: Iterable[Item]) -> Iterator[Record]:
+def one_by_one(ask: Callable[[Item], Record], items: Iterable[Item], *, at_once: int = 1) -> Iterator[Record]:
     """Yield the records of items of which each is asked by itself; one that does not fit says `too_long`."""
-    for asked in items:
+
+    def record(asked: Item) -> Record:
         try:
-            yield ask(asked)
+            return ask(asked)
         except ContextWindowError as error:
-            yield {"too_long": str(error)}
+            return {"too_long": str(error)}
+
+    return in_order(record, items, at_once)
 
 
 def _said(record: Record) -> _Plan:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from loquela.errors import UsageError
@@ -57,13 +58,15 @@ class Runner:
         if sys.platform == "win32":
             raise UsageError(f"task {task.name} runs programs within limits that this system does not have: use Linux")
         self.subject, self.task = subject, task
+        self._alone = threading.Lock()  # a program's seconds are its own
 
     def __call__(self, asked: Item) -> Record:
         """Return what the model wrote and whether it passes the tests."""
         prompt, row = asked.questions[0], asked.row
         output = self.subject.complete(prompt, max_new_tokens=self.task.max_new_tokens, stop=self.task.stop)
         program = f"{prompt}{output}\n\n{row['test']}\n\ncheck({row['entry_point']})\n"
-        passed, why = passes(program)
+        with self._alone:
+            passed, why = passes(program)
         return {"output": output, "passed": passed, "why": why}
 
 

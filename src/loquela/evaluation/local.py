@@ -63,6 +63,8 @@ class LocalSubject:
     as soon as many items are asked.
     """
 
+    at_once = 1
+
     def __init__(
         self, model: Opened, name: str = "model", *, chat: bool = False, engine: EngineName | None = None
     ) -> None:

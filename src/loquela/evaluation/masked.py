@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from loquela.errors import ContextWindowError, DataError, TokenizerError
 from loquela.evaluation.subject import Likelihood
 from loquela.generation.decode import evaluating
+from loquela.models.base import Network
 from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["classify", "likelihoods"]
+__all__ = ["around", "classify", "likelihoods", "predicted"]
 
 _ROWS = 64  # masks predicted side by side
 
@@ -27,35 +30,43 @@ def likelihoods(
     """Return the pseudo-log-likelihood of each continuation of `context`; raises `TokenizerError` without a mask."""
     if tokenizer.mask_id is None:
         raise TokenizerError("a masked language model needs a tokenizer with a mask token, but this one names none")
-    lead, tail = _around(tokenizer)
+    lead, tail = around(tokenizer)
     bare = tokenizer.encode(context.rstrip(), add_special_tokens=False)
     found = []
     for continuation in continuations:
         whole = tokenizer.encode(context + continuation, add_special_tokens=False)
         if len(whole) <= len(bare):
             raise DataError("a continuation must have a token of its own, but one melts into its context's last token")
-        ids = torch.tensor([*lead, *whole, *tail], device=next(network.parameters()).device)
+        ids = [*lead, *whole, *tail]
         if len(ids) > network.context_length:
             raise ContextWindowError(
                 f"a text must fit the context window of {network.context_length} tokens, but has {len(ids)}"
             )
-        where = torch.arange(len(lead) + len(bare), len(lead) + len(whole), device=ids.device)
-        found.append(_predicted(network, ids, where, tokenizer.mask_id))
+        log_probs, greedy = predicted(
+            network, ids, range(len(lead) + len(bare), len(lead) + len(whole)), tokenizer.mask_id
+        )
+        found.append(Likelihood(float(log_probs.sum()), len(log_probs), greedy))
     return found
 
 
-def _predicted(network: EncoderOnly, ids: torch.Tensor, where: torch.Tensor, mask: int) -> Likelihood:
-    """Mask each of the positions `where` (n,) of `ids` (seq,) in a row of its own."""
-    total, greedy = 0.0, True
+def predicted(
+    network: Network, ids: Sequence[int], where: Sequence[int], mask: int
+) -> tuple[npt.NDArray[np.float64], bool]:
+    """Mask each of the positions `where` (n,) of `ids` in a row of its own.
+
+    Returns the log-probability (n,) of each token that was hidden, and whether each was the most probable.
+    """
+    tokens = torch.tensor(ids, device=next(network.parameters()).device)
+    found, greedy = [], True
     with evaluating(network):
-        for places in torch.split(where, _ROWS):
-            rows = torch.arange(len(places), device=ids.device)
-            inputs = ids.repeat(len(places), 1)
+        for places in torch.split(torch.tensor(where, device=tokens.device), _ROWS):
+            rows = torch.arange(len(places), device=tokens.device)
+            inputs = tokens.repeat(len(places), 1)
             inputs[rows, places] = mask
             logits = network.head(network.hidden(inputs)[rows, places]).double()  # (n, V)
-            total += float((logits.gather(-1, ids[places][:, None])[:, 0] - logits.logsumexp(-1)).sum())
-            greedy = greedy and bool((logits.argmax(-1) == ids[places]).all())
-    return Likelihood(total, len(where), greedy)
+            found.append(logits.gather(-1, tokens[places][:, None])[:, 0] - logits.logsumexp(-1))
+            greedy = greedy and bool((logits.argmax(-1) == tokens[places]).all())
+    return torch.cat(found).cpu().numpy(), greedy
 
 
 def classify(network: EncoderOnly, tokenizer: Tokenizer, text: str, pair: str | None) -> str:
@@ -72,7 +83,7 @@ def classify(network: EncoderOnly, tokenizer: Tokenizer, text: str, pair: str | 
     return network.labels[int(logits.argmax())]
 
 
-def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the special tokens that stand before and behind every text."""
     around = tokenizer.encode("")
     letter = tokenizer.encode("a")

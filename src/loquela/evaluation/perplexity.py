@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from loquela.generation.decode import evaluating
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Prepared", "Score", "prepare", "score", "score_ids", "score_windows"]
+__all__ = ["Prepared", "Score", "Tokens", "prepare", "score", "score_ids", "score_windows", "scored", "spans"]
 
 _HEAD_ROWS = 512
 """Positions whose logits are in memory at a time: with a vocabulary of 150,000 a whole window would take gigabytes."""
@@ -47,6 +48,8 @@ class Score:
     """All tokens, the first included."""
     log_probs: npt.NDArray[np.float64]
     """The log-probability of each of `ids`; NaN for the first, which nothing precedes."""
+    pseudo: bool = False
+    """Whether each token was predicted from those before and after it: see `loquela.evaluation.pseudo`."""
 
     @property
     def perplexity(self) -> float:
@@ -59,6 +62,28 @@ class Score:
         return -self.log_prob / math.log(2) / self.n_bytes
 
 
+class Tokens(Protocol):
+    """What is asked of a tokenizer, here or behind a URL."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text."""
+
+    @property
+    def unk_id(self) -> int | None:
+        """The token that stands for what the vocabulary lacks."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return the characters of each token, at least of the first."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A text as a model reads it: what is scored is every token but the first."""
@@ -69,7 +94,7 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(tokenizer: Tokenizer, text: str | Iterable[Piece]) -> Prepared:
+def prepare(tokenizer: Tokens, text: str | Iterable[Piece]) -> Prepared:
     """Return the tokens of a text, given whole or in the pieces that a reader cuts; between documents stands EOS.
 
     Before the first token stands BOS; without one the first token is given and not scored, and `notes` says so.
@@ -107,28 +132,37 @@ def score(
     window: int | None = None,
     stride: int | None = None,
 ) -> Score:
-    """Score a text as `prepare` reads it.
+    """Score a text as `prepare` reads it; for a masked model see `loquela.evaluation.pseudo`.
 
     `window` is the context window unless given, `stride` half the window: a token of a long text then sees at least
     half a window, at twice the cost of `stride=window`, the way of a validation loss. Raises `DataError` for a text
     with nothing to score.
     """
+    if network.kind == "encoder":
+        from loquela.evaluation.pseudo import pseudo_score  # which makes a `Score`
+
+        if stride is not None:
+            raise UsageError("a masked model reads each line by itself: leave the stride out")
+        return pseudo_score(network, tokenizer, text, window=window)
     prepared = prepare(tokenizer, text)
-    ids = prepared.ids
     window = network.context_length if window is None else window
     stride = max(1, window // 2) if stride is None else stride
-    log_probs = score_ids(network, ids, window=window, stride=stride)
+    return scored(prepared, score_ids(network, prepared.ids, window=window, stride=stride), window, stride)
+
+
+def scored(prepared: Prepared, log_probs: npt.NDArray[np.float64], window: int, stride: int) -> Score:
+    """Return the score of a text from the log-probabilities of all its tokens but the first."""
     total = math.fsum(log_probs)
     if not math.isfinite(total):
         raise LoquelaError(f"log-probabilities must be finite, but sum to {total}: the model's weights are damaged")
     return Score(
-        tokens=len(ids) - 1,
+        tokens=len(log_probs),
         log_prob=total,
         n_bytes=prepared.n_bytes,
         window=window,
         stride=stride,
         notes=prepared.notes,
-        ids=np.array(ids, dtype=np.int64),
+        ids=np.array(prepared.ids, dtype=np.int64),
         log_probs=np.concatenate(([math.nan], log_probs)),
     )
 
@@ -156,16 +190,23 @@ def score_windows(
         )
     if not 1 <= window <= network.context_length:
         raise UsageError(f"window must be from 1 to the context window of {network.context_length}, but is {window}")
+    tokens = torch.tensor(ids, device=next(network.parameters()).device)
+    for number, start, done, end in spans(len(ids) - 1, window, stride):
+        if number not in skip:
+            yield number, _window(network, tokens, start, done, end)
+
+
+def spans(total: int, window: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (number, start, done, end): a window reads tokens from `start` to `end`, and scores what follows those from
+    `done` on, of `total` tokens that others follow. Raises `UsageError` for a stride that leaves some out.
+    """
     if not 1 <= stride <= window:
         raise UsageError(f"stride must be from 1 to the window of {window}, but is {stride}")
-    tokens = torch.tensor(ids, device=next(network.parameters()).device)
-    total = len(ids) - 1
     done = number = 0
     while done < total:
         start = number * stride
         end = min(start + window, total)
-        if number not in skip:
-            yield number, _window(network, tokens, start, done, end)
+        yield number, start, done, end
         number, done = number + 1, end
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,19 +10,23 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
-from loquela.errors import ContextWindowError, DataError, LoquelaError, UsageError
+from loquela.errors import DataError, LoquelaError, UsageError
+from loquela.evaluation.ahead import in_order
+from loquela.evaluation.client import Client
 from loquela.evaluation.subject import Answer, Likelihood, Question, cannot, one_by_one
 
-__all__ = ["RemoteSubject"]
+__all__ = ["AT_ONCE", "RemoteSubject"]
 
-_TRIES = 4
-_SECONDS = 600.0
+AT_ONCE = 8
+"""Requests at a time, unless another number is named."""
+_TEXTS = 16  # that are embedded by one request
 
 
 class RemoteSubject:
     """Asks a server; `url` ends before `/completions`, for example `http://127.0.0.1:8000/v1`.
 
-    The key is the environment's OPENAI_API_KEY. The server's context window is not known, so nothing is dropped for it:
+    The key is the environment's OPENAI_API_KEY. It is sent `at_once` requests at a time (`loquela.evaluation.client`
+    says how often). The server's context window is not known, so nothing is dropped for it:
     what is too long the server refuses, and that item is left out.
     """
 
@@ -31,15 +34,19 @@ class RemoteSubject:
     window: int | None = None
 
     def __init__(
-        self, url: str, model: str | None = None, *, chat: bool = False, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        chat: bool = False,
+        at_once: int = AT_ONCE,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if at_once < 1:
+            raise UsageError(f"there must be 1 request at a time or more, but there are {at_once}")
         key = os.environ.get("OPENAI_API_KEY")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"a URL must begin with http:// or https://, but is {url!r}")
-        self._client = httpx.Client(
-            base_url=url.rstrip("/") + "/", headers=headers, timeout=_SECONDS, transport=transport
-        )
+        self._client = Client(url, {"authorization": f"Bearer {key}"} if key else {}, transport)
+        self.at_once = at_once
         self.model = model or self._only_model()
         self.chat = chat
         self.name = f"{url.rstrip('/')}#{self.model}"
@@ -57,7 +64,8 @@ class RemoteSubject:
         if not context.strip():
             raise UsageError("a server cannot say how likely a text is without a context: leave --corrected out")
         texts = [context + continuation for continuation in continuations]
-        reply = self._post(
+        reply = self._client.send(
+            "POST",
             "completions",
             {"model": self.model, "prompt": texts, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True},
         )
@@ -77,9 +85,46 @@ class RemoteSubject:
         body |= {"stop": list(stop)[:4]} if stop else {}
         if self.chat:
             body["messages"] = [{"role": "user", "content": prompt}]
-            choice = self._first(self._post("chat/completions", body))
-            return str(choice.get("message", {}).get("content") or "")
-        return str(self._first(self._post("completions", body | {"prompt": prompt})).get("text") or "")
+            choice = self._first(self._client.send("POST", "chat/completions", body))
+            text = str(choice.get("message", {}).get("content") or "")
+        else:
+            reply = self._client.send("POST", "completions", body | {"prompt": prompt})
+            text = str(self._first(reply).get("text") or "")
+        for end in stop:  # the API takes four
+            text = text.partition(end)[0]
+        return text
+
+    def tokens(self, text: str, *, add_special_tokens: bool = True) -> tuple[list[int], int | None]:
+        """Return the server's token ids of a text, and its context window where it says so.
+
+        Raises `UsageError` for a server without POST /tokenize, which `loquela serve` and vLLM have.
+        """
+        asked = {"model": self.model, "prompt": text, "add_special_tokens": add_special_tokens}
+        try:
+            reply = self._client.send("POST", "/tokenize", asked)
+        except LoquelaError as error:
+            raise UsageError(
+                f"a text is scored by its tokens, which a server must tell at POST /tokenize: {error}"
+            ) from error
+        window = reply.get("max_model_len")
+        return [int(token) for token in reply.get("tokens", [])], window if isinstance(window, int) else None
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of the server's token ids."""
+        return str(self._client.send("POST", "/detokenize", {"model": self.model, "tokens": list(ids)}).get("prompt"))
+
+    def log_probs(self, ids: Sequence[int]) -> list[float]:
+        """Return the log-probability of each token but the first, given those before it."""
+        asked = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        choice = self._first(self._client.send("POST", "completions", asked | {"echo": True}))
+        values = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        found = values[1 : len(ids)]
+        if len(found) != len(ids) - 1 or not all(isinstance(value, int | float) for value in found):
+            raise LoquelaError(
+                f"{self.name} must echo {len(ids)} tokens with their logprobs to score them, but does not: ask a "
+                "server that does (echo and logprobs of /v1/completions)"
+            )
+        return [float(value) for value in found]
 
     def classify(self, text: str, pair: str | None) -> str:
         """Refused: the API has no such question."""
@@ -95,13 +140,15 @@ class RemoteSubject:
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.floating[Any]]:
         """Return the server's embeddings (n, dim)."""
-        rows: list[list[float]] = []
-        for start in range(0, len(texts), 16):
-            batch = list(texts[start : start + 16])
-            reply = self._post("embeddings", {"model": self.model, "input": batch, "encoding_format": "float"})
-            data = sorted(reply.get("data", []), key=lambda entry: entry.get("index", 0))
-            rows += [entry["embedding"] for entry in data]
-        return np.array(rows, np.float64)
+        parts = [list(texts[start : start + _TEXTS]) for start in range(0, len(texts), _TEXTS)]
+        return np.array([row for rows in in_order(self._embed, parts, self.at_once) for row in rows], np.float64)
+
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        asked = {"model": self.model, "input": texts, "encoding_format": "float"}
+        data = self._client.send("POST", "embeddings", asked).get("data", [])
+        if len(data) != len(texts):
+            raise LoquelaError(f"{self.name} must embed each of {len(texts)} texts, but gave {len(data)} vectors")
+        return [entry["embedding"] for entry in sorted(data, key=lambda entry: entry.get("index", 0))]
 
     def _first(self, reply: Mapping[str, Any]) -> dict[str, Any]:
         choices = reply.get("choices")
@@ -111,47 +158,11 @@ class RemoteSubject:
         return first
 
     def _only_model(self) -> str:
-        reply = self._send("GET", "models", None)
+        reply = self._client.send("GET", "models")
         names = [str(entry.get("id")) for entry in reply.get("data", [])]
         if not names:
-            raise UsageError(f"{self._client.base_url} must serve a model, but lists none: name one with --model")
+            raise UsageError(f"{self._client.url} must serve a model, but lists none: name one with --model")
         return names[0]
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._send("POST", path, body)
-
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """Send a request; one that is refused for now (429, 503) is sent again, after as long as the server says."""
-        for attempt in range(1, _TRIES + 1):
-            try:
-                reply = self._client.request(method, path, json=body)
-            except httpx.HTTPError as error:
-                raise LoquelaError(
-                    f"{self._client.base_url} must answer, but: {error or type(error).__name__}"
-                ) from error
-            if reply.status_code not in (429, 503) or attempt == _TRIES:
-                break
-            said = reply.headers.get("retry-after", "")
-            time.sleep(min(30.0, float(said) if said.replace(".", "", 1).isdigit() else 2.0**attempt))
-        return _answer(f"{self._client.base_url}{path}", reply)
-
-
-def _answer(where: str, reply: httpx.Response) -> dict[str, Any]:
-    """Return the JSON object of a reply; raises what its error means."""
-    try:
-        value = reply.json()
-    except ValueError:
-        value = None
-    if reply.status_code != 200:
-        said = value.get("error") if isinstance(value, dict) else None
-        details = said if isinstance(said, dict) else {"message": said or reply.text}
-        message = " ".join(str(details.get("message")).split())[:300]
-        if reply.status_code == 400 and "context" in f"{details.get('code')} {message}".lower():
-            raise ContextWindowError(f"{where} refuses a prompt as too long: {message}")
-        raise LoquelaError(f"{where} must answer 200, but answers {reply.status_code}: {message}")
-    if not isinstance(value, dict):
-        raise LoquelaError(f"{where} must answer a JSON object, but does not")
-    return value
 
 
 def _likelihood(choice: Mapping[str, Any], start: int, end: int) -> Likelihood:

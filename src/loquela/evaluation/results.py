@@ -241,7 +241,12 @@ def _perplexity(task: Task, records: Sequence[Record], notes: Sequence[str]) -> 
     scores = {"bits_per_byte": per_token * bits, "perplexity": _exp(per_token)}
     intervals = {"bits_per_byte": (low * bits, high * bits), "perplexity": (_exp(low), _exp(high))}
     metric = next((name for name in task.metrics if name in scores), "bits_per_byte")
-    chance = 8.0 if metric == "bits_per_byte" else float(records[0]["vocabulary"])
+    vocabulary = records[0].get("vocabulary")  # a server does not tell it
+    chance = 8.0 if metric == "bits_per_byte" else None if vocabulary is None else float(vocabulary)
+    if records[0].get("pseudo"):  # another measure, never to be read as the same (arXiv:1910.14659)
+        scores = {f"pseudo_{name}": value for name, value in scores.items()}
+        intervals = {f"pseudo_{name}": bounds for name, bounds in intervals.items()}
+        metric, chance = f"pseudo_{metric}", None
     details = {"tokens": int(tokens.sum()), "bytes": n_bytes, "windows": len(records)}
     return TaskResult(
         task.name, metric, scores, intervals, int(tokens.sum()), chance, None, details, tuple(notes), tuple(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,13 @@ class Ranker:
         self.documents = documents(task, rows)
         self._number = {text: i for i, text in enumerate(self.documents)}
         self._vectors: npt.NDArray[np.floating[Any]] | None = None
+        self._first = threading.Lock()
 
     def __call__(self, asked: Item) -> Record:
         """Return where the right document stands, from 1, and which stand first."""
-        if self._vectors is None:
-            self._vectors = self.subject.embed(self.documents)
+        with self._first:
+            if self._vectors is None:
+                self._vectors = self.subject.embed(self.documents)
         order = ranking(self.subject.embed(asked.questions)[0], self._vectors)
         gold = self._number[asked.references[0]]
         rank = int(np.flatnonzero(order == gold)[0]) + 1

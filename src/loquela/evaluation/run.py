@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,21 +12,20 @@ from typing import Any, TypeAlias, cast
 
 from loquela.checkpoint.sentence import read_pooling
 from loquela.checkpoint.store import load_model
-from loquela.data.readers import read_pieces
 from loquela.engine.choosing import Engine
-from loquela.errors import ContextWindowError, DataError, LoquelaError, TokenizerError, UsageError, nearest
+from loquela.errors import ContextWindowError, DataError, TokenizerError, UsageError, nearest
 from loquela.evaluation import code, retrieval
 from loquela.evaluation import task as tasks
 from loquela.evaluation.ask import Asker, one_by_one
 from loquela.evaluation.detect import detect, detect_set
 from loquela.evaluation.items import Item, item
 from loquela.evaluation.local import LocalSubject, Opened
-from loquela.evaluation.perplexity import prepare, score_windows
 from loquela.evaluation.plan import Prompter, Settings
+from loquela.evaluation.reading import Source, windows
 from loquela.evaluation.record import Log, Record
 from loquela.evaluation.results import TaskResult, summarise
 from loquela.evaluation.rows import Row, data_directories, find, sample, task_rows
-from loquela.evaluation.subject import Subject, cannot
+from loquela.evaluation.subject import Subject
 from loquela.evaluation.tagging import Tagger
 from loquela.evaluation.task import Task
 
@@ -208,7 +206,7 @@ def _records(
     task = one.task
     done = {number: record for (name, number), record in kept.done.items() if name == task.name}
     if task.kind == "perplexity":
-        source, total = _windows(subject, one, settings, done, notes)
+        source, total = windows(subject, task.name, one.file, settings, done, notes)
     else:
         numbers = sample(one.rows, settings.limit)
         items = [item(task, one.rows[i], i) for i in numbers]
@@ -228,20 +226,18 @@ def _records(
         notes.append(f"{too_long} of {total} items were left out: they do not fit the context window, and none is cut")
 
 
-Source: TypeAlias = "Iterator[tuple[int, Record, bool]]"
-
-
 def _asked(
     subject: Subject, one: Prepared, items: Sequence[Item], settings: Settings, done: dict[int, Record]
 ) -> Source:
     ask: Callable[[Iterable[Item]], Iterator[Record]]
     task = one.task
     if task.kind == "retrieve":
-        ask = partial(one_by_one, retrieval.Ranker(subject, task, one.rows))
+        ask = partial(one_by_one, retrieval.Ranker(subject, task, one.rows), at_once=subject.at_once)
     elif task.kind == "tag":
-        ask = partial(one_by_one, Tagger(subject, one.rows, settings.shots))
+        ask = partial(one_by_one, Tagger(subject, one.rows, settings.shots), at_once=subject.at_once)
     elif task.kind == "code":
-        ask = partial(one_by_one, code.Runner(subject, task, allowed=settings.allow_code_execution))
+        runner = code.Runner(subject, task, allowed=settings.allow_code_execution)
+        ask = partial(one_by_one, runner, at_once=subject.at_once)
     else:
         embed = None if subject.kind == "remote" else subject.embed
         ask = Asker(subject, task, Prompter(task, one.pool, subject, settings, embed), settings)
@@ -249,43 +245,3 @@ def _asked(
     left = [asked for asked in items if asked.number not in done]
     for asked, record in zip(left, ask(left), strict=True):
         yield asked.number, record, True
-
-
-def _windows(
-    subject: Subject, one: Prepared, settings: Settings, done: dict[int, Record], notes: list[str]
-) -> tuple[Source, int]:
-    """One record a window of a text, all of which together are its perplexity."""
-    if not isinstance(subject, LocalSubject) or subject.kind != "decoder":
-        raise cannot(subject.name, "writes from left to right, in this process,")
-    if settings.shots:
-        raise UsageError(f"task {one.task.name} reads a text, so shots must be 0, but is {settings.shots}")
-    text = prepare(subject.tokenizer, read_pieces(one.file, notes=notes))
-    ids, n_bytes = text.ids, text.n_bytes
-    network = subject.network
-    window = min(subject.window or _LONGEST_WINDOW, _LONGEST_WINDOW)
-    stride = max(1, window // 2)
-    if settings.limit is not None and (most := window + (settings.limit - 1) * stride) < len(ids) - 1:
-        n_bytes = round(n_bytes * most / (len(ids) - 1))
-        ids = ids[: most + 1]
-        notes.append(
-            f"the first {settings.limit} windows only; their bytes are taken from the whole text's bytes a token"
-        )
-    notes += [*text.notes, f"windows of {window} tokens, each {stride} after the last"]
-    total = max(1, -(-(len(ids) - 1 - window) // stride) + 1)
-
-    def source() -> Source:
-        yield from ((number, record, False) for number, record in done.items())
-        windows = score_windows(network, ids, window=window, stride=stride, skip=set(done))
-        with subject.computing():
-            for number, log_probs in windows:
-                value = float(log_probs.sum())
-                if not math.isfinite(value):
-                    raise LoquelaError("log-probabilities must be finite, but are not: the model's weights are damaged")
-                sizes = {"tokens": len(log_probs), "bytes": n_bytes, "vocabulary": network.vocab_size}
-                yield number, {"log_prob": value, **sizes}, True
-
-    return source(), total
-
-
-_LONGEST_WINDOW = 4096
-"""Tokens of a window where a model's own is longer: an n-gram model's has no end."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loquela.errors import ContextWindowError, UsageError
+from loquela.evaluation.ahead import in_order
 
 __all__ = ["Answer", "Likelihood", "Question", "Subject", "cannot", "one_by_one"]
 
@@ -47,6 +48,8 @@ class Subject(Protocol):
     """`decoder`, `encoder-decoder`, `encoder` (fills masks), `classifier`, `tagger`, `embedder`, or `remote`."""
     window: int | None
     """The context window in tokens, None where it is not known."""
+    at_once: int
+    """How many calls it answers at a time: 1 for a model in this process, which computes many items in one call."""
 
     def count(self, text: str) -> int:
         """Return the tokens of a text."""
@@ -85,9 +88,12 @@ def cannot(name: str, what: str) -> UsageError:
 
 
 def one_by_one(subject: Subject, questions: Iterable[Question]) -> Iterator[Answer]:
-    """Answer questions each by itself."""
-    for question in questions:
+    """Answer questions each by itself, as many calls at a time as the subject takes."""
+
+    def answer(question: Question) -> Answer:
         try:
-            yield subject.likelihoods(question.context, question.continuations, prefix=question.prefix)
+            return subject.likelihoods(question.context, question.continuations, prefix=question.prefix)
         except ContextWindowError as error:
-            yield error
+            return error
+
+    return in_order(answer, questions, subject.at_once)
