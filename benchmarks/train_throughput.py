@@ -1,12 +1,15 @@
 """Tokens per second and peak memory of pre-training: ours, Hugging Face's Trainer, and a plain loop in nanoGPT's way.
 
-All three train the same GPT-2 shape on the same blocks of tinyshakespeare: fused AdamW, clipping at 1.0, no dropout,
-in float32 (or bfloat16, where the processor is fast at it and `--dtype` says so). Each lives in a process of its own,
-ours and the Trainer with all that they do in a step: data, schedule, logging. They take turns in bursts of steps; what
-is told is the median of the bursts and of their ratios, and the peak of resident memory. On a machine that does other
-things too, `--cpu-time --threads 1` counts seconds of the processor.
+All three train the same GPT-2 shape on the same blocks of tinyshakespeare: fused AdamW, clipping at 1.0, no dropout.
+`--dtype default` takes what each does when nobody says anything: ours computes products in bfloat16 where the processor
+is fast at it, the Trainer and the plain loop in float32. Each lives in a process of its own, ours and the Trainer with
+all that they do in a step: data, schedule, logging. They take turns in bursts of steps; what is told is the median of
+the bursts and of their ratios, and the peak of resident memory. On a machine that does other things too,
+`--cpu-time --threads 1` counts seconds of the processor.
 
-    python benchmarks/train_throughput.py [--sizes 1M,10M,110M] [--rounds 7] [--dtype float32] [--record]
+A size and a type are a piece of less than three minutes, and `--record` puts each piece beside those that are there:
+
+    python benchmarks/train_throughput.py --sizes 1M [--dtype default|float32|bfloat16] [--rounds 7] [--record]
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from machine import record, spread
+from machine import record, recorded, spread
 
 PEERS = ("ours", "trainer", "plain")
+TITLE = "Tokens per second of pre-training at an identical shape"
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def recipe(shape: Shape, directory: Path, dtype: str) -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "save_steps": 10**9,
         "logging_steps": 10,
-        "dtype": dtype,
+        "dtype": "auto" if dtype == "default" else dtype,
     }
 
 
@@ -276,10 +280,10 @@ def told(worker: subprocess.Popen[str]) -> tuple[float, int]:
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    yield "| parameters | | tokens/s, median (least to most) | peak memory | ours to it, median of the rounds |"
+    yield "| shape | | tokens/s, median (least to most) | peak memory | ours to it, median of the rounds |"
     yield "|---|---|---|---|---|"
-    for name, result in results.items():
-        speeds, peaks = result["tokens_per_second"], result["peak_bytes"]
+    for name in sorted(results, key=lambda name: (list(SHAPES).index(name.split(",")[0]), name)):
+        speeds, peaks = results[name]["tokens_per_second"], results[name]["peak_bytes"]
         for peer in PEERS:
             ratios = [a / b for a, b in zip(speeds["ours"], speeds[peer], strict=True)]
             memory = peaks["ours"] / peaks[peer]
@@ -289,9 +293,9 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sizes", default="1M,10M,110M")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--sizes", default=",".join(SHAPES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="default", choices=["default", "float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, for a busy machine")
     parser.add_argument("--record", action="store_true", help="write the result into RESULTS.md")
@@ -302,15 +306,17 @@ def main() -> None:
         clock = time.process_time if chosen.cpu_time else time.perf_counter
         work(chosen.worker, SHAPES[chosen.sizes], Path(chosen.directory) / chosen.worker, chosen.dtype, clock)
         return
-    results = {}
-    for name in chosen.sizes.split(","):
-        results[name] = measure(name, chosen.rounds, chosen.dtype, chosen.threads, chosen.cpu_time)
-        print("\n".join(lines({name: results[name]})), flush=True)
-    if chosen.record:
-        suffix = "" if chosen.dtype == "float32" else f", {chosen.dtype}"
-        title = f"Tokens per second of pre-training at an identical shape{suffix}"
-        command = f"python benchmarks/train_throughput.py --rounds {chosen.rounds} --dtype {chosen.dtype} --record"
-        record(title, command, list(lines(results)), results)
+    for size in chosen.sizes.split(","):
+        name = f"{size}, {'what each does by default' if chosen.dtype == 'default' else chosen.dtype}"
+        found = {name: measure(size, chosen.rounds, chosen.dtype, chosen.threads, chosen.cpu_time)}
+        print("\n".join(lines(found)), flush=True)
+        if chosen.record:
+            given = f"--sizes {size} --dtype {chosen.dtype} --rounds {chosen.rounds} --threads {chosen.threads}"
+            given += " --cpu-time" if chosen.cpu_time else ""
+            found[name] |= {"given": given, "on": time.strftime("%Y-%m-%d")}
+            all_found = {**recorded(TITLE), **found}
+            said = "Measured in pieces, each by the flags that stand with its figures below."
+            record(TITLE, "python benchmarks/train_throughput.py --record", [*lines(all_found), "", said], all_found)
 
 
 if __name__ == "__main__":

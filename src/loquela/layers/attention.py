@@ -44,10 +44,47 @@ def attention(
     (grouped-query attention, arXiv:2305.13245). A `probe` is handed the weights (B, H, Q, K) after the softmax.
     """
     k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
+    if probe is None and (product := _learnt_in_half(q, k)) is not None:
+        return _in_products(q.to(product), k.to(product), v.to(product), mask, causal, scale, dropout)
     if probe is None:
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return weigh(scores, v, mask=mask, causal=causal, dropout=dropout, probe=probe)
+
+
+_SHORT = 512
+"""Keys up to which a table of all scores is faster to learn through than torch's own kernel, in bfloat16 on a CPU."""
+
+
+def _learnt_in_half(q: Tensor, k: Tensor) -> torch.dtype | None:
+    """Return bfloat16 where a gradient will be asked of a short attention in it, on a CPU.
+
+    There the backward pass of torch's flash kernel multiplies without the processor's instructions for bfloat16:
+    plain products of the whole table take half to a quarter of its time (2 cores, 64 to 512 keys).
+    """
+    if q.device.type != "cpu" or k.shape[2] > _SHORT or not (torch.is_grad_enabled() and q.requires_grad):
+        return None
+    product = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+    return product if product == torch.bfloat16 else None
+
+
+def _in_products(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, dropout: float
+) -> Tensor:
+    """Compute `attention` with one product for all scores and one for what they weigh."""
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    bias = q.new_zeros(())
+    if mask is not None and mask.dtype == torch.bool:  # of a row that sees nothing, nobody asks
+        bias = q.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(q.dtype).min)
+    elif mask is not None:
+        bias = mask.to(q.dtype)
+    if bias.dim() > 2:
+        bias = bias.expand(*q.shape[:2], q.shape[2], k.shape[2]).flatten(0, 1)
+    alpha = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=alpha)  # (B · H, Q, K)
+    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0).to(v.dtype)
+    return torch.bmm(weights, v.flatten(0, 1)).view(*q.shape[:3], v.shape[-1])
 
 
 def shared_heads(x: Tensor, heads: int) -> Tensor:

@@ -94,7 +94,7 @@ def train_step(
         scale.held()
     if not accepts(mean_loss, gradient_norm):
         return Report(mean_loss, gradient_norm, tokens, applied=False)
-    if max_grad_norm is not None:
+    if max_grad_norm is not None and gradient_norm + 1e-6 > max_grad_norm:  # else the factor is one
         torch._foreach_mul_(gradients, torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
     optimizer.update(step, factor)
     return Report(mean_loss, gradient_norm, tokens)
