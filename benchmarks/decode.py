@@ -1,10 +1,10 @@
-"""Tokens per second of the compiled decoder beside transformers and llama.cpp: same weights, same threads, in turn.
+"""Tokens per second of the compiled decoder beside three libraries: same weights, same threads, in turn.
 
 Random weights in LLaMA shapes of 15 million, 110 million and 1.1 billion parameters are written to a temporary
-directory, for llama.cpp as GGUF and rounded by its own function. Every library lives in a process of its own
-(`loquela.cli.rivals`) and works while the others wait; in every round each does each task once, and the figures are
-medians over the rounds. A ratio is of two medians. Measured beside them: how fast this machine reads memory, all
-threads, huge pages; the share of it that a decoder's weights use is its speed against the limit.
+directory, for llama.cpp and CTranslate2 in their own forms, rounded by their own functions. Every library lives in a
+process of its own (`loquela.cli.rivals`) and works while the others wait; in every round each does each task once, and
+the figures are medians over the rounds. A ratio is of two medians. Measured beside them: how fast this machine reads
+memory, all threads, huge pages; the share of it that a decoder's weights use is its speed against the limit.
 
     python benchmarks/decode.py [--sizes 15M 110M 1.1B] [--rounds 5] [--no-record]
 """
@@ -12,6 +12,7 @@ threads, huge pages; the share of it that a decoder's weights use is its speed a
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from loquela.checkpoint.store import save_model
-from loquela.cli.bench import gguf_of
+from loquela.cli.bench import peer_of
 from loquela.cli.racing import Racer, race
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
@@ -38,6 +39,7 @@ SHAPES = {
     "1.1B": (2048, 22, 32, 4, 5632),
 }
 WIDTHS: dict[str, str | None] = {"float32": None, "int8": "int8", "int4": "int4"}
+PEERS = ("llama.cpp", "CTranslate2", "transformers float32")
 PROMPT, NEW, SHORT, LONG = 512, 64, 16, 2048
 
 
@@ -100,21 +102,32 @@ def measure(size: str, width: str, place: Path, rounds: int, threads: int) -> di
         save_model(network(size), None, model)
     options: dict[str, Any] = {"threads": threads}
     ours = options | {"quantize": WIDTHS[width], "engine": "compiled"}
-    racers = [Racer("loquela", "loquela", str(model), ours)]
-    racers.append(Racer("loquela f16 cache", "loquela", str(model), ours | {"cache_dtype": "float16"}))
-    racers.append(Racer("llama.cpp", "llama.cpp", str(gguf_of(model, place, WIDTHS[width])), options))
-    racers.append(Racer("transformers float32", "transformers", str(model), options))
+    entries: list[tuple[str, str, str, dict[str, Any]]] = [("loquela", "loquela", str(model), ours)]
+    entries.append(("loquela f16 cache", "loquela", str(model), ours | {"cache_dtype": "float16"}))
+    for name in PEERS:
+        kind = name.split()[0]
+        if not (kind == "CTranslate2" and width == "int4"):  # it has no such width
+            entries.append((name, kind, *peer_of(kind, model, place, WIDTHS[width], options)))
+    started: dict[str, list[float]] = {entry[0]: [] for entry in entries}
+    for number in range(rounds + 1):
+        for entry in entries:
+            racer = Racer(*entry)
+            racer.close()
+            started[entry[0]] += [racer.started] if number else []  # the first may have to compile
+    racers = [Racer(*entry) for entry in entries]
     race(racers, rounds, {f"prefill {PROMPT}": ("prefill", {"count": PROMPT}, PROMPT)})
     for batch, context in ((1, SHORT), (8, SHORT), (1, LONG)):
         for racer in racers:
             racer.ask("prepare", batch=batch, context=context, new=NEW)
         race(racers, rounds, {f"decode {batch} x {context}": ("decode", {"new": NEW}, NEW * batch)})
     for racer in racers:
-        racer.figures["first token, seconds"] = [racer.started]
+        racer.figures["first token, seconds"] = started[racer.name]
         racer.figures["memory, MiB"] = [racer.ask("memory") / 2**20]
         racer.close()
     for file in place.glob("*.gguf"):
         file.unlink()
+    for written in place.glob("ctranslate2-*"):
+        shutil.rmtree(written)
     return {racer.name: racer.figures for racer in racers}
 
 
@@ -131,8 +144,8 @@ def main() -> None:
         f"{given.threads} threads, {given.rounds} rounds in turn, medians (smallest to largest) in tokens/s; "
         f"memory reads {limit / 1e9:.1f} GB/s. `decode 8 x 16`: eight requests after 16 tokens, together.",
         "",
-        "| shape | width | figure | loquela | llama.cpp | ratio | transformers float32 | ratio | share of the limit |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| shape | width | figure | loquela | {' | ratio | '.join(PEERS)} | ratio | share of the limit |",
+        "|---|---|---|---|" + "---|---|" * len(PEERS) + "---|",
     ]
     result: dict[str, object] = {"read_bytes_per_second": limit}
     with tempfile.TemporaryDirectory() as place:
@@ -153,12 +166,14 @@ def main() -> None:
 def row(size: str, width: str, what: str, found: dict[str, dict[str, list[float]]], limit: float) -> str:
     """One line of the table; at a long context ours is the one with llama.cpp's kind of cache, float16."""
     own = found["loquela f16 cache" if str(LONG) in what else "loquela"][what]
-    peers = [found[name][what] for name in ("llama.cpp", "transformers float32")]
     middle = statistics.median(own)
     share = ""
     if what == f"decode 1 x {SHORT}":
         share = f"{middle * read_per_token(size, width) / limit:.0%}"
-    cells = [f"{spread(peer)} | {middle / statistics.median(peer):.2f}" for peer in peers]
+    cells = [
+        f"{spread(peer[what])} | {middle / statistics.median(peer[what]):.2f}" if (peer := found.get(name)) else " | "
+        for name in PEERS
+    ]
     return f"| {size} | {width} | {what} | {spread(own)} | {' | '.join(cells)} | {share} |"
 
 

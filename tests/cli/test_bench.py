@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from loquela.checkpoint.store import save_model
+from loquela.checkpoint.store import load_model, save_model
+from loquela.cli.ctranslate import ctranslate_of
+from loquela.errors import UsageError
 from loquela.models.base import architecture
 
 
@@ -46,8 +50,24 @@ def test_peers_are_measured_where_they_are_installed(model: Path) -> None:
     done = bench("-m", str(model), "--engine", "torch", "--threads", "1", "--json", "--peers")
     assert done.returncode == 0, done.stderr
     peers = json.loads(done.stdout)["peers"]
-    assert set(peers) == {"transformers", "llama.cpp"}
+    assert set(peers) == {"transformers", "llama.cpp", "CTranslate2"}
     assert all(ratio > 0 for peer in peers.values() for ratio in peer["ratio"].values())
+
+
+def test_in_the_form_of_ctranslate2_it_is_the_same_function(model: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("ctranslate2")
+    network = load_model(model).network
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
+    save_model(network, None, model := tmp_path / "model")
+    ids = [3 + 7 * i % 60 for i in range(20)]
+    generator = library.Generator(str(ctranslate_of(model, tmp_path, None)), compute_type="float32")
+    got = torch.from_numpy(np.array(generator.forward_batch([[str(i) for i in ids]]), dtype=np.float32))
+    expected = network(torch.tensor([ids])).detach()
+    assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
+    with pytest.raises(UsageError, match="float32 or int8"):
+        ctranslate_of(model, tmp_path, "int4")
 
 
 def test_no_decoder_no_figures(tmp_path: Path) -> None:

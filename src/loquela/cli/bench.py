@@ -12,10 +12,10 @@ import typer
 from loquela.cli.options import AUTO, FLOAT32, CacheOption, EngineOption, QuantizeOption
 from loquela.cli.output import note, print_json
 
-__all__ = ["app", "gguf_of"]
+__all__ = ["app", "gguf_of", "peer_of"]
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
-_PEERS = {"transformers": "transformers", "llama.cpp": "llama_cpp"}
+_PEERS = {"transformers": "transformers", "llama.cpp": "llama_cpp", "CTranslate2": "ctranslate2"}
 
 
 @app.command()
@@ -33,8 +33,9 @@ def bench(
 ) -> None:
     """Tokens per second read (a prompt) and written (greedily), seconds of a new process to its first token, memory.
 
-    With --peers transformers (float32) and llama.cpp (at the width of --quantize, else float32) run beside it where
-    they are installed, each in its own process and one at a time; a ratio above 1 says that Loquela is faster.
+    With --peers transformers (float32), and llama.cpp and CTranslate2 (at the width of --quantize, else float32) run
+    beside it where they are installed and know the model, each in its own process and one at a time; a ratio above 1
+    says that Loquela is faster.
     """
     from loquela.checkpoint.hub import resolve
     from loquela.cli.racing import Racer, median, race
@@ -55,8 +56,7 @@ def bench(
                 note(f"{name} is not installed, so it is not measured")
                 continue
             try:
-                what = str(model) if name == "transformers" else str(gguf_of(model, Path(place), bits))
-                racers.append(Racer(name, name, what, options))
+                racers.append(Racer(name, name, *peer_of(name, model, Path(place), bits, options)))
             except LoquelaError as error:
                 note(f"{name} is not measured: {error}")
         context = min(16, window - new_tokens - 1)
@@ -110,6 +110,19 @@ def _opened(model: Path) -> Any:
     if network.kind != "decoder":
         raise UsageError(f"bench measures decoders, but {network.config.model_type} is an {network.kind}")
     return network
+
+
+def peer_of(
+    name: str, model: Path, place: Path, quantize: str | None, options: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return the model in a peer's own form, written to `place` where it needs one, and its options."""
+    if name == "transformers":
+        return str(model), options
+    if name == "llama.cpp":
+        return str(gguf_of(model, place, quantize)), options
+    from loquela.cli.ctranslate import ctranslate_of
+
+    return str(ctranslate_of(model, place, quantize)), options | {"compute_type": quantize or "float32"}
 
 
 def gguf_of(model: Path, place: Path, quantize: str | None) -> Path:

@@ -81,25 +81,30 @@ class Ours(Rival):
     """Loquela: `quantize` (None, int8, int4), `engine`, `cache_dtype`, `threads`."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        import torch
+        from loquela.cli.threads import starting
 
-        from loquela.checkpoint.store import load_model
-        from loquela.engine.choosing import Engine
-        from loquela.engine.decoder import compiled
+        with starting():  # as `loquela generate` does
+            import torch
 
-        torch.set_num_threads(options["threads"])
-        network = load_model(model, dtype=options.get("dtype", "float32"), verify=False).network
-        if options.get("quantize") or options.get("engine") == "compiled":
-            self.network: Any = compiled(
-                network,
-                quantize=options.get("quantize"),
-                threads=options["threads"],
-                cache_dtype=options.get("cache_dtype", "float32"),
-            )
-        else:
-            self.network = Engine(options.get("engine", "auto"), options.get("cache_dtype", "float32")).of(network)
+            self.torch = torch
+            torch.set_num_threads(options["threads"])
+            self.network = self._opened(model, options)
         self.vocab = self.network.vocab_size
-        self.torch = torch
+
+    def _opened(self, model: str, options: dict[str, Any]) -> Any:
+        from loquela.checkpoint.store import opened
+        from loquela.engine.choosing import Engine, stored_width, warm
+
+        engine, cache = options.get("engine", "auto"), options.get("cache_dtype", "float32")
+        width = options.get("quantize") or stored_width(model, engine)
+        warm(model, engine, width)
+        with opened(model, dtype=options.get("dtype", "float32"), verify=False, unread=width is not None) as loaded:
+            if width is None and engine != "compiled":
+                return Engine(engine, cache).of(loaded.network)
+            from loquela.engine.decoder import compiled
+
+            given: Any = {"quantize": width, "cache_dtype": cache, "threads": options["threads"]}
+            return compiled(loaded.network, stored=loaded.unread, **given)
 
     def begin(self, batch: int, room: int) -> None:
         together = hasattr(self.network, "hidden_rows")
@@ -212,7 +217,51 @@ class LlamaCpp(Rival):
         self.lengths = [length] * len(self.lengths)
 
 
-RIVALS: dict[str, type[Rival]] = {"loquela": Ours, "transformers": Transformers, "llama.cpp": LlamaCpp}
+class CTranslate2(Rival):
+    """CTranslate2; the model is a directory that `loquela.cli.ctranslate` wrote.
+
+    It keeps no text between two calls: writing after a context is what a call takes less what it takes to read the
+    context and write one token, the least of three.
+    """
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        library = importlib.import_module("ctranslate2")
+        self.generator = library.Generator(
+            model, compute_type=options["compute_type"], inter_threads=1, intra_threads=options["threads"]
+        )
+        self.vocab = len((Path(model) / "vocabulary.json").read_text().split(","))
+
+    def begin(self, batch: int, room: int) -> None:
+        self.texts: list[list[str]] = [[] for _ in range(batch)]
+
+    def _write(self, count: int) -> list[int]:
+        """Write `count` tokens after each text; return the first of each."""
+        given: dict[str, Any] = {"max_length": count, "min_length": count, "include_prompt_in_result": False}
+        found = self.generator.generate_batch(self.texts, **given)
+        return [result.sequences_ids[0][0] for result in found]
+
+    def read(self, tokens: list[list[int]]) -> list[int]:
+        for text, new in zip(self.texts, tokens, strict=True):
+            text += [str(token) for token in new]
+        return self._write(1)
+
+    def back(self, length: int) -> None:
+        self.texts = [text[:length] for text in self.texts]
+
+    def decode(self, new: int) -> float:
+        self.back(self.context)
+        reading = min(self._seconds(1) for _ in range(3))
+        return max(1e-6, self._seconds(1 + new) - reading)
+
+    def _seconds(self, count: int) -> float:
+        start = time.perf_counter()
+        self._write(count)
+        return time.perf_counter() - start
+
+
+RIVALS: dict[str, type[Rival]] = {
+    "loquela": Ours, "transformers": Transformers, "llama.cpp": LlamaCpp, "CTranslate2": CTranslate2,
+}  # fmt: skip
 
 
 def _peak_bytes() -> int:
