@@ -86,6 +86,10 @@ class Recipe(_Strict):
     model: dict[str, Any] | str = Field(
         description="A config.json to start afresh (vocab_size is the tokenizer's), or the directory of a model."
     )
+    init: Literal["default", "neighbours"] = Field(
+        default="default",
+        description="How a fresh model starts; neighbours, of an encoder: its first layers look at the tokens beside.",
+    )
     tokenizer: Tokenizer | str | None = Field(
         default=None,
         description="What to train, or a directory; none: a BPE of 1024 pieces, or the starting model's own.",
@@ -198,6 +202,8 @@ class Recipe(_Strict):
         if OBJECTIVES[self.objective].takes_pairs != isinstance(self.data, PairFiles):
             wanted = "source: and target:" if OBJECTIVES[self.objective].takes_pairs else "a text"
             raise RecipeError(f"data must be {wanted} for the objective {self.objective}, but is {self.data!r}")
+        if isinstance(self.model, str) and self.init != "default":
+            raise RecipeError(f"init must not be given for a model that is there already, but is {self.init!r}")
         if isinstance(self.tokenizer, Tokenizer):
             one_of("tokenizer.kind", self.tokenizer.kind, KINDS)
         if self.curriculum is not None and self.block_size % self.curriculum.block_size:

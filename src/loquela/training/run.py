@@ -16,6 +16,7 @@ from loquela.checkpoint.store import load_model
 from loquela.errors import ConfigError, RecipeError
 from loquela.layers.counts import Counting
 from loquela.models.base import Network, architecture, config_from_dict
+from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.averaging import Average
 from loquela.training.directory import claim, locked
@@ -141,6 +142,10 @@ def fresh(recipe: Recipe, tokenizer: Tokenizer) -> Network:
     torch.manual_seed(recipe.seed)
     network: Network = architecture(config.model_type).NETWORK(config)
     network.initialise()
+    if recipe.init == "neighbours":
+        if not isinstance(network, EncoderOnly):
+            raise RecipeError(f"init neighbours must have an encoder, but {config.model_type} is a {network.kind}")
+        network.look_at_neighbours()
     return network
 
 
