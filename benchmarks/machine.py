@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -36,6 +37,22 @@ def machine() -> str:
 def spread(values: Sequence[float]) -> str:
     """Median (smallest to largest) of repeated measurements."""
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def recorded(title: str) -> dict[str, Any]:
+    """Return the figures of the section with this title; empty where there is none."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    section = next((s for s in text.split("\n## ") if s.startswith(f"{title}\n")), "")
+    found = section.partition("```json\n")[2].partition("\n```")[0]
+    return json.loads(found) if found else {}
+
+
+def more_rounds(title: str, piece: str, given: dict[str, Any], found: dict[str, list[Any]]) -> dict[str, Any]:
+    """Return a section's figures with a piece's put in: beside earlier rounds of the same flags, else in their place."""
+    figures = {name: part for name, part in recorded(title).items() if isinstance(part, dict) and "given" in part}
+    before = figures.get(piece, {})
+    earlier = before["rounds"] if before.get("given") == given else {}
+    return {**figures, piece: {"given": given, "rounds": {n: [*earlier.get(n, []), *v] for n, v in found.items()}}}
 
 
 def record(title: str, command: str, lines: Sequence[str], result: dict[str, object]) -> None:

@@ -1,14 +1,19 @@
 """Many callers of one model: our server beside llama.cpp's and a loop over transformers, same weights, one run.
 
-    python benchmarks/serve.py                    # a 7M LLaMA shape with random weights, 1, 4, 16 and 64 callers
-    python benchmarks/serve.py --shape 88M --clients 1 4 16
-    python benchmarks/serve.py --only-adapters --shape 88M   # eight adapters in the mix against one and none: 2 minutes
+    python benchmarks/serve.py                                   # all parts, a 7M LLaMA shape with random weights
+    python benchmarks/serve.py --part servers --shape 88M --clients 4 --rounds 1       # a piece of a few minutes
+    python benchmarks/serve.py --part adapters --shape 88M       # eight adapters in the mix against one and none
+    python benchmarks/serve.py --part health                     # how long /health takes while 64 callers are served
+
+Each piece is merged into the figures that are there: callers of one number are measured with all `--peers` in turn, and
+replace what was recorded of that number.
 
 Each caller asks, reads the stream to its end, and asks again. Figures: tokens per second of all callers together, and
 the time to the first token of a request. Peers take turns; the median of the rounds counts. Then eight callers, each
 with an adapter of its own (LoRA of rank 16 on every matrix), against the same with one adapter, and with none.
 llama.cpp's server takes part where `llama-cpp-python[server]` is installed (it serves one at a time); the loop over
-transformers generates for one caller after the other, as a first server of one's own would.
+transformers generates for one caller after the other, as a first server of one's own would. /health is asked by a
+process of its own, every 20 ms, so that what is measured is the server's time and not that of the callers' loop.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from typing import Any
 
 import httpx
 
-from machine import machine, record
+from machine import machine, record, recorded
 
 SHAPES = {
     "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 4},
@@ -41,10 +46,20 @@ SHAPES = {
 }
 PROMPT = "First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. First Citizen: You are all"
 NEW = 48
+PARTS = ("servers", "adapters", "health")
+PEERS = ("loquela", "llama.cpp", "transformers")
 
 
 ADAPTERS = [f"a{number}" for number in range(8)]
 CALLERS = 8
+BODIES: list[Any] = [
+    {"prompt": [1] * 600_000},
+    {"prompt": [[1]] * 300_000},
+    {"prompt": "ab " * 600_000},
+    {"prompt": ["ab"] * 300_000},
+    {"prompt": "a", **{f"k{number}": 1 for number in range(100_000)}},
+]
+"""Bodies of nearly 2 MB, each wrong in its own way."""
 
 
 def make(directory: Path, shape: str) -> None:
@@ -230,66 +245,178 @@ async def contest(peers: list[Peer], clients: list[int], rounds: int, requests: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--shape", choices=SHAPES, default="7M")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--peers", choices=PEERS, nargs="+", default=PEERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=16, help="of all callers together, in a round")
+    parser.add_argument("--seconds", type=float, default=15, help="of each way in which /health is measured")
     parser.add_argument("--engine", choices=("auto", "torch", "compiled"), default="auto")
-    parser.add_argument("--only-adapters", action="store_true", help="Measure what adapters cost, and no peers.")
+    parser.add_argument("--place", type=Path, help="Where the models are kept for the next piece.")
     parser.add_argument("--no-record", action="store_true", help="Print only; leave RESULTS.md as it is.")
+    parser.add_argument("--probe", type=int, metavar="PORT", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    lines: list[str] = []
-    result: dict[str, Any] = {"shape": arguments.shape}
-    with tempfile.TemporaryDirectory() as place:
-        directory = Path(place)
-        make(directory, arguments.shape)
-        if not arguments.only_adapters:
-            found = servers(directory, arguments)
-            lines += table(found, arguments.clients)
-            result["servers"] = found
-        result["adapters"] = worn = adapters(directory, arguments)
+    if arguments.probe:
+        print(json.dumps(probe(arguments.probe, arguments.seconds)))
+        return
+    with contextlib.ExitStack() as stack:
+        place = arguments.place or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory = place / arguments.shape
+        if not directory.exists():
+            make(directory, arguments.shape)
+        for part in arguments.part:
+            {"servers": many_callers, "adapters": mixed_adapters, "health": while_served}[part](directory, arguments)
+
+
+def keep(title: str, arguments: argparse.Namespace, lines: list[str], result: dict[str, Any]) -> None:
+    """Print a part's figures, and record them."""
+    print(machine(), *lines, sep="\n")
+    if not arguments.no_record:
+        told = [word for word in sys.argv[1:] if not word.startswith("--place")]
+        record(
+            f"{title}, {arguments.shape} LLaMA shape, float32",
+            f"python benchmarks/serve.py {' '.join(told)}".strip(),
+            lines,
+            result,
+        )
+    print(json.dumps(result))
+
+
+def many_callers(directory: Path, arguments: argparse.Namespace) -> None:
+    """Our server and its peers, at every number of callers; joined with what other pieces have found."""
+    title = "Many callers"
+    before = {} if arguments.no_record else recorded(f"{title}, {arguments.shape} LLaMA shape, float32")
+    found = before.get("servers", {})
+    for name, counts in servers(directory, arguments).items():
+        found.setdefault(name, {}).update(counts)
+    result = {"shape": arguments.shape, "servers": found}
+    keep(title, arguments, table(found), result)
+
+
+def mixed_adapters(directory: Path, arguments: argparse.Namespace) -> None:
+    """Eight adapters in the mix, against one and none."""
+    worn = adapters(directory, arguments)
     rates = {name: figures[str(CALLERS)]["tokens_per_second"] for name, figures in worn.items()}
+    result: dict[str, Any] = {"shape": arguments.shape, "adapters": worn}
     result["eight_to_one"] = rates["eight adapters"] / rates["one adapter"]
     result["eight_to_none"] = rates["eight adapters"] / rates["no adapter"]
-    lines.append(
+    line = (
         f"{CALLERS} callers with eight LoRA adapters (rank 16, every matrix) in the mix: "
         f"{rates['eight adapters']:.1f} tok/s, {result['eight_to_one']:.0%} of the throughput with one, "
         f"{result['eight_to_none']:.0%} of that with none."
     )
-    print(machine(), *lines, sep="\n")
-    if not arguments.no_record:
-        command_line = f"python benchmarks/serve.py {' '.join(sys.argv[1:])}".strip()
-        what = "Eight adapters in the mix" if arguments.only_adapters else "Many callers"
-        record(f"{what}, {arguments.shape} LLaMA shape, float32", command_line, lines, result)
-    print(json.dumps(result))
+    keep("Eight adapters in the mix", arguments, [line], result)
+
+
+def probe(port: int, seconds: float) -> list[float]:
+    """Ask /health every 20 ms for so long; return how long each answer took, in seconds."""
+    took, end = [], time.perf_counter() + seconds
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        while time.perf_counter() < end:
+            begun = time.perf_counter()
+            client.get("/health").raise_for_status()
+            took.append(time.perf_counter() - begun)
+            time.sleep(0.02)
+    return took
+
+
+def while_served(directory: Path, arguments: argparse.Namespace) -> None:
+    """How long /health takes: alone, beside 64 callers, and beside 64 callers of whom some want pictures."""
+    callers = max(arguments.clients)
+    crowd = f"{callers} callers"
+    ways = ("nobody else", crowd, f"{crowd} and pictures", f"{crowd} and bodies of 2 MB", f"{crowd} on a busy machine")
+    rows: dict[str, Any] = {}
+    for way in ways:
+        with process(our_command(directory, engine=arguments.engine)) as port, contextlib.ExitStack() as stack:
+            if "busy" in way:
+                stack.enter_context(busy(15))
+            took = asyncio.run(_watched(port, way, callers, arguments.seconds))
+        took.sort()
+        shares = {"p50": took[len(took) // 2], "p99": took[int(0.99 * len(took))], "max": took[-1], "asked": len(took)}
+        rows[way] = shares
+        print(way, json.dumps(shares), file=sys.stderr)
+    lines = ["| beside | asked | p50, ms | p99, ms | max, ms |", "|---|---|---|---|---|"]
+    for way, row in rows.items():
+        shown = " | ".join(f"{1000 * row[key]:.1f}" for key in ("p50", "p99", "max"))
+        lines.append(f"| {way} | {row['asked']} | {shown} |")
+    lines += ["", "A busy machine runs 15 more processes that only compute, on the same cores."]
+    keep("How long /health takes", arguments, lines, {"shape": arguments.shape, "health": rows})
+
+
+async def _watched(port: int, way: str, callers: int, seconds: float) -> list[float]:
+    peer, going = HttpPeer("loquela", port, ["model"], {"0": -100}), "callers" in way
+
+    async def caller(client: int) -> None:
+        number = 0
+        while going:
+            async for _ in peer.ask(client, number):
+                pass
+            number += 1
+
+    async def watcher() -> None:
+        while going:
+            for picture in ("attention", "lens", "embeddings"):
+                body = {"picture": picture, "prompt": PROMPT * 6}
+                answer = await peer.http.post("/inside/picture", json=body)
+                answer.raise_for_status()
+
+    async def heavy(body: bytes) -> None:
+        while going:
+            await peer.http.post("/v1/completions", content=body, headers={"Content-Type": "application/json"})
+
+    tasks = [asyncio.create_task(caller(client)) for client in range(callers if going else 0)]
+    tasks += [asyncio.create_task(watcher())] if "pictures" in way else []
+    bodies = [json.dumps(body).encode() for body in BODIES] if "bodies" in way else []
+    tasks += [asyncio.create_task(heavy(body)) for body in bodies * 2]
+    await asyncio.sleep(1)
+    command = [sys.executable, __file__, "--probe", str(port), "--seconds", str(seconds)]
+    child = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    told, _ = await child.communicate()
+    going = False
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+    found: list[float] = json.loads(told)
+    return found
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Let so many other processes compute until the block ends."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in spinning:
+            one.kill()
+            one.wait()
 
 
 def servers(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Our server and its peers, in turn."""
     with contextlib.ExitStack() as stack:
-        bias = {"0": -100}
-        ours = stack.enter_context(process(our_command(directory, engine=arguments.engine)))
-        peers: list[Peer] = [HttpPeer("loquela", ours, ["model"], bias)]
-        with contextlib.suppress(ImportError):
-            import llama_cpp.server.app  # noqa: F401
+        bias, model = {"0": -100}, directory / "model"
+        peers: list[Peer] = []
+        if "loquela" in arguments.peers:
+            ours = stack.enter_context(process(our_command(directory, engine=arguments.engine)))
+            peers.append(HttpPeer("loquela", ours, ["model"], bias))
+        if "llama.cpp" in arguments.peers:
+            with contextlib.suppress(ImportError):
+                import llama_cpp.server.app  # noqa: F401
 
-            gguf = directory / "model.gguf"
-            subprocess.run([sys.executable, "-m", "loquela", "convert", directory / "model", gguf], check=True)
-            command = [
-                sys.executable,
-                "-m",
-                "llama_cpp.server",
-                "--model",
-                str(gguf),
-                "--n_ctx",
-                "512",
-                "--interrupt_requests",
-                "false",
-            ]
-            command += ["--n_threads", str(os.cpu_count()), "--n_threads_batch", str(os.cpu_count())]
-            peers.append(HttpPeer("llama.cpp server", stack.enter_context(process(command)), ["model"], bias))
-        with contextlib.suppress(ImportError):
-            peers.append(LoopPeer(directory / "model"))
+                gguf = directory / "model.gguf"
+                if not gguf.exists():
+                    subprocess.run([sys.executable, "-m", "loquela", "convert", model, gguf], check=True)
+                threads = str(os.cpu_count())
+                command = [sys.executable, "-m", "llama_cpp.server", "--model", str(gguf), "--n_ctx", "512"]
+                command += ["--interrupt_requests", "false", "--n_threads", threads, "--n_threads_batch", threads]
+                peers.append(HttpPeer("llama.cpp server", stack.enter_context(process(command)), ["model"], bias))
+        if "transformers" in arguments.peers:
+            with contextlib.suppress(ImportError):
+                peers.append(LoopPeer(model))
         return asyncio.run(contest(peers, arguments.clients, arguments.rounds, arguments.requests))
 
 
@@ -302,11 +429,14 @@ def adapters(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         return asyncio.run(contest(peers, [CALLERS], arguments.rounds, max(arguments.requests, 2 * CALLERS)))
 
 
-def table(found: dict[str, Any], clients: list[int]) -> list[str]:
+def table(found: dict[str, Any]) -> list[str]:
     lines = ["| callers | " + " | ".join(f"{name}: tok/s (first token, s)" for name in found) + " |"]
     lines.append("|---" * (1 + len(found)) + "|")
-    for count in map(str, clients):
-        cells = [f"{f[count]['tokens_per_second']:.1f} ({f[count]['first_token_seconds']:.3f})" for f in found.values()]
+    for count in sorted({count for counts in found.values() for count in counts}, key=int):
+        cells = [
+            f"{f[count]['tokens_per_second']:.1f} ({f[count]['first_token_seconds']:.3f})" if count in f else "–"
+            for f in found.values()
+        ]
         lines.append(f"| {count} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -11,6 +11,7 @@ from loquela.engine.requests import Request
 from loquela.generation.settings import GenerationSettings
 from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_ids
+from loquela.serving.large import aside
 from loquela.serving.owners import owner_of
 from loquela.serving.schemas import Message, Writing
 from loquela.serving.state import Served
@@ -53,10 +54,10 @@ async def prompt_of(served: Served, prompt: str | list[int], suffix: str | None)
     if suffix is not None:
         if not isinstance(prompt, str):
             raise ApiError(400, "a suffix goes with a prompt of text, not of token ids", param="suffix")
-        return await served.aside(len(prompt) + len(suffix), infill_ids, tokenizer, prompt, suffix), prompt
+        return await run_in_threadpool(infill_ids, tokenizer, prompt, suffix), prompt
     if not isinstance(prompt, str):
-        served.check_ids(prompt)
-        return prompt, await served.aside(len(prompt), tokenizer.decode, prompt)
+        await aside(len(prompt), served.check_ids, prompt)
+        return prompt, await aside(len(prompt), tokenizer.decode, prompt)
     return (await served.encode(prompt)) or prompt, prompt
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from loquela.engine.requests import Written
 from loquela.generation.completion import Alternative, Piece
@@ -16,6 +16,7 @@ from loquela.generation.constrain import token_bytes
 from loquela.serving.asking import rendered, requests_of
 from loquela.serving.completions import LEAST_LOG_PROB, usage
 from loquela.serving.failures import ApiError
+from loquela.serving.large import json_answer
 from loquela.serving.running import Run, until_left
 from loquela.serving.schemas import ChatRequest
 from loquela.serving.state import Served
@@ -39,7 +40,7 @@ async def chat(served: Served, http: HttpRequest, body: ChatRequest) -> Response
     answer = _Answer(served, bool(body.logprobs), run, settings.n, served.name if adapter is None else adapter)
     if body.stream:
         return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
-    return JSONResponse(await until_left(http, answer.whole(), run.cancel))
+    return await until_left(http, answer.whole(), run.cancel)
 
 
 class _Answer:
@@ -50,7 +51,7 @@ class _Answer:
         self._head: dict[str, Any] = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
         self._head["model"] = model
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """Return the answer when all has come."""
         texts: list[list[str]] = [[] for _ in range(self._n)]
         entries: list[list[Any]] = [[] for _ in range(self._n)]
@@ -60,16 +61,17 @@ class _Answer:
                 texts[event.choice].append(event.piece.text)
                 entries[event.choice] += self._entries(event.piece)
                 reasons[event.choice] = event.piece.finish_reason or "length"
-        choices = [
-            {
+
+        def choice(index: int) -> dict[str, Any]:
+            return {
                 "index": index,
                 "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
                 "logprobs": {"content": entries[index], "refusal": None} if self._wants_logprobs else None,
                 "finish_reason": reasons[index],
             }
-            for index in range(self._n)
-        ]
-        return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(self._run)}
+
+        answer = self._head | {"object": "chat.completion", "usage": usage(self._run)}
+        return await json_answer(answer, "choices", range(self._n), choice, 60 * sum(map(len, entries)))
 
     async def chunks(self, include_usage: bool) -> AsyncIterator[dict[str, Any]]:
         """Yield the answer as it comes."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from loquela.engine.requests import Scores, Written
 from loquela.generation.completion import Alternative, best
 from loquela.serving.asking import prompt_of, requests_of
 from loquela.serving.failures import ApiError
+from loquela.serving.large import aside, json_answer
 from loquela.serving.running import Run, until_left
 from loquela.serving.schemas import CompletionRequest, listed
 from loquela.serving.state import Served
@@ -43,7 +44,7 @@ async def complete(served: Served, http: HttpRequest, body: CompletionRequest) -
     answer = _Answer(served, body, run, written, kept, echoes, served.name if adapter is None else adapter)
     if body.stream:
         return events(answer.chunks(bool(body.stream_options and body.stream_options.include_usage)))
-    return JSONResponse(await until_left(http, answer.whole(), run.cancel))
+    return await until_left(http, answer.whole(), run.cancel)
 
 
 def usage(run: Run) -> dict[str, int]:
@@ -94,7 +95,7 @@ class _Answer:
         for index, choice in enumerate(self._choices):
             choice.length = len(echoes[index // n])
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """Return the answer when all has come."""
         async for index, text, logprobs, reason in self._parts():
             choice = self._choices[index]
@@ -102,16 +103,18 @@ class _Answer:
             choice.reason = reason or choice.reason
             for name, values in (logprobs or {}).items():
                 choice.logprobs[name] += values
-        choices = [
-            {
-                "index": index,
-                "text": "".join(choice.text),
-                "logprobs": choice.logprobs if self._wants_logprobs else None,
-                "finish_reason": choice.reason or "length",
-            }
-            for index, choice in enumerate(self._best())
-        ]
-        return self._head | {"choices": choices, "usage": usage(self._run)}
+        answer = self._head | {"usage": usage(self._run)}
+        size = sum(1 + 20 * len(choice.logprobs["tokens"]) for choice in self._choices)
+        return await json_answer(answer, "choices", list(enumerate(self._best())), self._choice, size)
+
+    def _choice(self, numbered: tuple[int, _Choice]) -> dict[str, Any]:
+        index, choice = numbered
+        return {
+            "index": index,
+            "text": "".join(choice.text),
+            "logprobs": choice.logprobs if self._wants_logprobs else None,
+            "finish_reason": choice.reason or "length",
+        }
 
     def _best(self) -> list[_Choice]:
         if self._kept == self._n:
@@ -137,7 +140,9 @@ class _Answer:
             if number not in begun:
                 begun.add(number)
                 if self._echoes[number]:
-                    scored = self._scored(event) if isinstance(event, Scores) else None
+                    scored = (
+                        await aside(20 * len(event.tokens), self._scored, event) if isinstance(event, Scores) else None
+                    )
                     for index in every:
                         yield index, self._echoes[number], scored, None
             if isinstance(event, Written):

@@ -17,7 +17,7 @@ from loquela.errors import (
     UsageError,
 )
 
-__all__ = ["ApiError", "failure", "invalid", "response"]
+__all__ = ["ApiError", "failure", "invalid", "response", "unknown_parameter"]
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -67,12 +67,15 @@ def invalid(error: ValidationError) -> ApiError:
     steps = [str(step) for step in wrong["loc"] if not (isinstance(step, str) and _is_branch(step))]
     param = ".".join(steps) or None
     if wrong["type"] == "extra_forbidden":
-        return ApiError(400, f"there is no parameter {param!r} here", param=param, code="unknown_parameter")
-    if wrong["type"] == "json_invalid":
-        return ApiError(400, "the body must be valid JSON, but is not", code="invalid_json")
+        return unknown_parameter(param or "")
     message = wrong["msg"].removeprefix("Value error, ")
     where = f"{param}: " if param else ""
     return ApiError(400, f"{where}{message[:300]}", param=param, code="invalid_value")
+
+
+def unknown_parameter(name: str) -> ApiError:
+    """Return what to tell of a field that does not exist."""
+    return ApiError(400, f"there is no parameter {name[:200]!r} here", param=name[:200], code="unknown_parameter")
 
 
 def _is_branch(step: str) -> bool:

@@ -42,6 +42,7 @@ from loquela.serving.inside_schemas import (
     Stages,
     StagesRequest,
 )
+from loquela.serving.large import aside
 from loquela.serving.operations import Operation
 from loquela.serving.running import Run, until_left
 from loquela.serving.runs import Runs, runs
@@ -144,7 +145,7 @@ async def complete(served: Served, http: HttpRequest, body: PieceRequest) -> Res
 
 
 async def _pieces(served: Served, run: Run, ids: Sequence[int], seed: int) -> AsyncIterator[dict[str, Any]]:
-    texts = await served.aside(len(ids), lambda: [served.token(token) for token in ids])
+    texts = await aside(len(ids), lambda: [served.token(token) for token in ids])
     yield {"prompt": [{"id": token, "text": text} for token, text in zip(ids, texts, strict=True)], "seed": seed}
     async for _, event in run.events():
         if isinstance(event, Scores):
@@ -203,7 +204,7 @@ async def stages_of(served: Served, http: HttpRequest, body: StagesRequest) -> S
     return Stages(
         stages=[
             StageCard(name=s.name, value=s.value, removed=s.removed, kept=int(np.isfinite(s.after).sum()))
-            for s in stages(row, history, settings)
+            for s in await aside(len(row), stages, row, history, settings)
         ]
     )
 

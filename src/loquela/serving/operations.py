@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import anyio
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from loquela.serving.answers import ErrorAnswer
-from loquela.serving.failures import ApiError, failure, invalid, response
+from loquela.serving.failures import ApiError, failure, invalid, response, unknown_parameter
+from loquela.serving.large import aside
 from loquela.serving.observe import log_bug
 from loquela.serving.state import Served
 from loquela.serving.stream import EVENT_STREAM
@@ -23,6 +26,7 @@ from loquela.version import VERSION
 __all__ = ["Operation", "document", "route"]
 
 BODY_SECONDS = 20.0
+_JSON = "application/json"
 _MEANINGS = {
     400: "The request is wrong.",
     401: "The key is missing or wrong.",
@@ -72,7 +76,11 @@ def route(operation: Operation, served: Served) -> Route:
             if told.status == 500:
                 log_bug(error)
             return response(told)
-        return answer if isinstance(answer, Response) else JSONResponse(answer.model_dump(mode="json", by_alias=True))
+        return (
+            answer
+            if isinstance(answer, Response)
+            else Response(answer.model_dump_json(by_alias=True), media_type=_JSON)
+        )
 
     return Route(operation.path, endpoint, methods=[operation.method])
 
@@ -85,10 +93,26 @@ async def _body(model: type[BaseModel], request: Request) -> BaseModel:
         raise ApiError(408, f"the body must come within {BODY_SECONDS:g} s", code="timeout") from None
     except ClientDisconnect:
         raise ApiError(499, "the caller left") from None
+    return await aside(len(raw), _validated, model, raw)
+
+
+def _validated(model: type[BaseModel], raw: bytes) -> BaseModel:
+    """Check a body that was read before: an error then points at what is wrong in it, and need not copy it."""
     try:
-        return model.model_validate_json(raw)
+        given = from_json(raw, allow_inf_nan=False)
+    except ValueError:
+        raise ApiError(400, "the body must be valid JSON, but is not", code="invalid_json") from None
+    if isinstance(given, dict) and (unknown := given.keys() - _fields(model)):
+        raise unknown_parameter(min(unknown))
+    try:
+        return model.model_validate(given)
     except ValidationError as error:
         raise invalid(error) from None
+
+
+@cache
+def _fields(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def document(operations: Sequence[Operation], title: str, *, keyed: bool) -> dict[str, Any]:

@@ -24,7 +24,8 @@ __all__ = [
 
 MOST_PROMPTS = 64
 Token = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
-Tokens = Annotated[list[Token], Field(min_length=1)]
+Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
+"""The first wrong one ends the reading: half a million complaints would take seconds to write."""
 TextsOrTokens = str | list[str] | list[int] | list[list[int]]
 """One text, several, the tokens of one, or those of several."""
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -71,7 +72,7 @@ class Writing(Sampling):  # type: ignore[valid-type, misc]
         None, description="A regular expression that the whole text must match."
     )
     user: str | None = Field(None, description="Has no effect.")
-    metadata: dict[str, str] | None = Field(None, description="Has no effect.")
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = Field(None, description="Has no effect.")
     store: bool | None = Field(None, description="Has no effect: nothing is stored.")
 
 
@@ -80,9 +81,9 @@ class CompletionRequest(Writing):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)]
     ) = Field(description="A text, several, or token ids.")
     max_tokens: Count | None = Field(None, description="At most so many new tokens [default: 16].")
     suffix: str | None = Field(None, description="What follows the gap to be filled; needs a tokenizer with its marks.")
@@ -136,9 +137,9 @@ class EmbeddingRequest(Strict):
     model: Name | None = None
     input: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=2048)]
+        | Annotated[list[str], Field(min_length=1, max_length=2048, fail_fast=True)]
         | Tokens
-        | Annotated[list[Tokens], Field(min_length=1, max_length=2048)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=2048, fail_fast=True)]
     ) = Field(description="A text, several, or token ids, which are read as they are.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = Field(
@@ -161,7 +162,7 @@ class DetokenizeRequest(Strict):
     """POST /detokenize."""
 
     model: Name | None = None
-    tokens: list[Token]
+    tokens: Annotated[list[Token], Field(fail_fast=True)]
 
 
 class AdapterPath(Strict):

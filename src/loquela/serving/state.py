@@ -7,9 +7,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -38,7 +37,7 @@ __all__ = ["Served", "opened"]
 
 T = TypeVar("T")
 _LARGE = 4096
-"""Characters or tokens from which a text is worth another thread."""
+"""Characters from which a text is encoded in another thread."""
 
 
 class Served:
@@ -188,12 +187,9 @@ class Served:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's token ids; a long text is no reason to keep others waiting."""
-        encode = partial(self.model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return await self.aside(len(text), encode)
-
-    async def aside(self, size: int, job: Callable[..., T], *given: Any) -> T:
-        """Do what takes time with the size of a request in another thread where that is large."""
-        return job(*given) if size < _LARGE else await run_in_threadpool(job, *given)
+        if len(text) < _LARGE:
+            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await run_in_threadpool(self.model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raise a 400 for token ids that the model does not have."""

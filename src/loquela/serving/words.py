@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from loquela.api import LanguageModel
 from loquela.generation.embed import embed
 from loquela.serving.answers import Detokenized, EmbeddingAnswer, EmbeddingEntry, Tokenized, UsageAnswer
 from loquela.serving.asking import rendered
 from loquela.serving.failures import ApiError
+from loquela.serving.large import aside, json_answer
 from loquela.serving.running import until_left
 from loquela.serving.schemas import DetokenizeRequest, EmbeddingRequest, TokenizeRequest, listed
 from loquela.serving.state import Served
@@ -20,20 +24,20 @@ from loquela.serving.state import Served
 __all__ = ["detokenize", "embeddings", "tokenize"]
 
 
-async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> EmbeddingAnswer:
+async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> Response:
     """Return a vector for each text. Each text is read by itself, and others may be read in between."""
     adapter = served.adapter(body.model)
     texts = listed(body.input)
     for text in texts:
         if not isinstance(text, str):
-            served.check_ids(text)
+            await aside(len(text), served.check_ids, text)
     left = False
 
-    def one(model: LanguageModel, text: str | list[int]) -> list[float]:
-        vector: list[float] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().tolist()
+    def one(model: LanguageModel, text: str | list[int]) -> NDArray[np.float32]:
+        vector: NDArray[np.float32] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().numpy()
         return vector
 
-    async def all_of_them() -> list[list[float]]:
+    async def all_of_them() -> list[NDArray[np.float32]]:
         return [await served.look(adapter, partial(one, text=text)) for text in texts if not left]
 
     def leave() -> None:
@@ -49,17 +53,26 @@ async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) 
             code="invalid_value",
         )
     spent = sum([len(await served.encode(text) if isinstance(text, str) else text) for text in texts])
-    return EmbeddingAnswer(
+    head = EmbeddingAnswer(
         model=served.name if adapter is None else adapter,
-        data=[
-            EmbeddingEntry(index=index, embedding=_base64(vector) if body.encoding_format == "base64" else vector)
-            for index, vector in enumerate(vectors)
-        ],
+        data=[],
         usage=UsageAnswer(prompt_tokens=spent, total_tokens=spent),
     )
+    shown = _base64 if body.encoding_format == "base64" else _listed
+
+    def entry(item: tuple[int, NDArray[np.float32]]) -> dict[str, Any]:
+        return EmbeddingEntry(index=item[0], embedding=shown(item[1])).model_dump()
+
+    numbers = len(vectors) * len(vectors[0])
+    return await json_answer(head.model_dump(exclude={"data"}), "data", list(enumerate(vectors)), entry, numbers)
 
 
-def _base64(vector: list[float]) -> str:
+def _listed(vector: NDArray[np.float32]) -> list[float]:
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def _base64(vector: NDArray[np.float32]) -> str:
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
 
 
@@ -80,7 +93,7 @@ async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> 
         ids = await served.encode(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)
     return Tokenized(
         tokens=ids,
-        token_strs=await served.aside(len(ids), lambda: [served.token(token) for token in ids]),
+        token_strs=await aside(len(ids), lambda: [served.token(token) for token in ids]),
         count=len(ids),
         max_model_len=served.scheduler.window(adapter),
     )
@@ -89,6 +102,6 @@ async def tokenize(served: Served, http: HttpRequest, body: TokenizeRequest) -> 
 async def detokenize(served: Served, http: HttpRequest, body: DetokenizeRequest) -> Detokenized:
     """Return the text of token ids, special tokens included."""
     served.adapter(body.model)
-    served.check_ids(body.tokens)
+    await aside(len(body.tokens), served.check_ids, body.tokens)
     decode = partial(served.model.tokenizer.decode, body.tokens, skip_special_tokens=False)
-    return Detokenized(prompt=await served.aside(len(body.tokens), decode))
+    return Detokenized(prompt=await aside(len(body.tokens), decode))
