@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from machine import record, spread
+from machine import more_rounds, record, spread
 
 SHAPE = {
     "model_type": "llama",
@@ -35,6 +35,7 @@ SHAPE = {
     "max_position_embeddings": 1024,
 }
 BITS = (32, 8, 4)
+TITLE = "Adapters: a base in few bits, rows that wear their own"
 ROWS, ADAPTERS, HELD = 16, 8, 64
 
 
@@ -122,38 +123,55 @@ def rows(rounds: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of `bits`; `rows` takes ten times as many")
+    parser.add_argument("--parts", default="bits,rows", help="each a piece of less than three minutes")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of `bits`; `rows` takes ten times as many")
     parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="write RESULTS.md, beside earlier rounds")
     parser.add_argument("--variant", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.variant:
         print(json.dumps(bits(given.variant, given.updates)))
         return
-    each: dict[int, list[dict[str, float]]] = {width: [] for width in BITS}
+    for part in given.parts.split(","):
+        found: dict[str, list[Any]] = widths(given) if part == "bits" else rows(10 * given.rounds)
+        flags = {"updates": given.updates} if part == "bits" else {"rows": ROWS, "held": HELD}
+        flags["threads"] = torch.get_num_threads()
+        print("\n".join(table({part: {"given": flags, "rounds": found}})))
+        if given.record:
+            figures = more_rounds(TITLE, part, flags, found)
+            command = "python benchmarks/adapters.py --parts PART --rounds ROUNDS --updates UPDATES --record"
+            record(TITLE, command, table(figures), figures)
+
+
+def widths(given: argparse.Namespace) -> dict[str, list[Any]]:
+    """Tune a base of each width, each time in a process of its own."""
+    found: dict[str, list[Any]] = {str(width): [] for width in BITS}
     for _ in range(given.rounds):
         for width in BITS:
             command = [sys.executable, __file__, "--variant", str(width), "--updates", str(given.updates)]
             environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-            each[width].append(json.loads(done.stdout))
-    served = rows(10 * given.rounds)
-    lines = ["| base | bytes of the base | peak memory | s per update |", "|---|---|---|---|"]
-    for width, found in each.items():
-        peak = spread([run["peak_memory_bytes"] / 1e9 for run in found])
-        seconds = spread([run["seconds"] for run in found])
-        lines.append(f"| {width} bits | {found[0]['base_bytes'] / 1e6:.0f} MB | {peak} GB | {seconds} |")
-    lines += ["", "| 16 rows wear | ms per token and batch |", "|---|---|"]
-    lines += [f"| {way} | {spread(times)} |" for way, times in served.items()]
-    print("\n".join(lines))
-    if given.record:
-        result = {"bits": {str(width): found for width, found in each.items()}, "rows": served}
-        record(
-            "Adapters: a base in few bits, rows that wear their own",
-            "python benchmarks/adapters.py --record",
-            lines,
-            result,
-        )  # type: ignore[arg-type]
+            found[str(width)].append(json.loads(done.stdout))
+    return found
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """The tables of the parts that were measured."""
+    lines: list[str] = []
+    if "bits" in figures:
+        lines += ["| base | bytes of the base | peak memory | s per update |", "|---|---|---|---|"]
+        for width, found in figures["bits"]["rounds"].items():
+            peak = spread([run["peak_memory_bytes"] / 1e9 for run in found])
+            seconds = spread([run["seconds"] for run in found])
+            lines.append(f"| {width} bits | {found[0]['base_bytes'] / 1e6:.0f} MB | {peak} GB | {seconds} |")
+    if "rows" in figures:
+        lines += ["", "| 16 rows wear | ms per token and batch |", "|---|---|"]
+        lines += [f"| {way} | {spread(times)} |" for way, times in figures["rows"]["rounds"].items()]
+    for part, piece in figures.items():
+        count = len(next(iter(piece["rounds"].values())))
+        flags = ", ".join(f"{key} {value}" for key, value in piece["given"].items())
+        lines += ["", f"{part}: {count} rounds; {flags}."]
+    return lines
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def recorded(title: str) -> dict[str, Any]:
 
 
 def more_rounds(title: str, piece: str, given: dict[str, Any], found: dict[str, list[Any]]) -> dict[str, Any]:
-    """Return a section's figures with a piece's put in: beside earlier rounds of the same flags, else in their place."""
+    """Return a section's figures and those of a piece: beside earlier rounds of the same flags, else alone."""
     figures = {name: part for name, part in recorded(title).items() if isinstance(part, dict) and "given" in part}
     before = figures.get(piece, {})
     earlier = before["rounds"] if before.get("given") == given else {}

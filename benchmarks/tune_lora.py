@@ -8,7 +8,11 @@ the same token ids with the same labels in the same order, prompts masked. Two w
   (`group_by_length`). Figure: tokens of content (no filling) per second.
 - fixed: 4 x 256 tokens, all learnt, every linear layer tuned: peak memory, tokens per second.
 
-Each contestant runs in a process of its own; rounds alternate. The first update of each process is not timed.
+Each contestant runs in a process of its own; rounds alternate. The first update of each process is not timed. A
+workload and a round are a piece of less than three minutes; with `--record` its figures go to those of earlier rounds
+with the same flags:
+
+    python benchmarks/tune_lora.py --workloads fixed --rounds 1 --steps 6 --record     # as often as rounds are wanted
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from machine import record, spread
+from machine import more_rounds, record, spread
 
 SHAPE = {
     "model_type": "llama",
@@ -40,6 +44,7 @@ SHAPE = {
 RANK, ALPHA, BATCH, LIMIT = 16, 32, 8, 512
 REAL = ("ours", "peft", "peft, by length")
 FIXED = ("ours", "peft")
+TITLE = "LoRA beside peft"
 
 
 def prepare(directory: Path, data: Path, tokenizer_file: Path) -> None:
@@ -217,8 +222,8 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer", type=Path, default=shared / "models" / "tokenizers" / "mistral_v1_tokenizer.model"
     )
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
     parser.add_argument("--workloads", default="real,fixed")
     parser.add_argument("--record", action="store_true", help="write into RESULTS.md")
@@ -233,28 +238,39 @@ def main() -> None:
         more = {} if given.leg == "ours" else {"by_length": given.leg != "peft"}
         print(json.dumps(run(given.directory, given.workload, given.steps, **more)))
         return
-    result: dict[str, Any] = {}
-    lines = ["| workload | contestant | content tokens/s | peak memory, MiB | ratio |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary), given.data, given.tokenizer)
         for workload in given.workloads.split(","):
             names = REAL if workload == "real" else FIXED
             found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-            for _ in range(given.rounds):
-                for name in names:
+            for number in range(given.rounds):
+                for name in names[:: -1 if number % 2 else 1]:
                     found[name].append(contest(Path(temporary), workload, name, given.steps, given.threads))
                     print(workload, name, found[name][-1], file=sys.stderr)
-            speed = {n: [f["tokens_per_second"] for f in legs] for n, legs in found.items()}
-            memory = {n: statistics.median(f["peak_memory_bytes"] for f in legs) for n, legs in found.items()}
-            for name in names:
-                ratio = statistics.median(a / b for a, b in zip(speed["ours"], speed[name], strict=True))
-                share = memory["ours"] / memory[name]
-                said = "" if name == "ours" else f"ours {ratio:.2f}x the speed, {share:.2f}x the memory"
-                lines.append(f"| {workload} | {name} | {spread(speed[name])} | {memory[name] / 2**20:,.0f} | {said} |")
-            result[workload] = found
-    print("\n".join(lines))
-    if given.record:
-        record("LoRA beside peft", "python benchmarks/tune_lora.py --record", lines, result)
+            flags = {"steps": given.steps, "threads": given.threads, "data": given.data.name}
+            figures = {workload: {"given": flags, "rounds": found}}
+            print("\n".join(table(figures)))
+            if given.record:
+                figures = more_rounds(TITLE, workload, flags, found)
+                command = "python benchmarks/tune_lora.py --workloads WORKLOAD --rounds 1 --steps STEPS --record"
+                record(TITLE, command, table(figures), figures)
+
+
+def table(figures: dict[str, Any]) -> list[str]:
+    """The table of all workloads that were measured."""
+    lines = ["| workload | contestant | content tokens/s | peak memory, MiB | ratio |", "|---|---|---|---|---|"]
+    for workload, piece in figures.items():
+        speed = {n: [f["tokens_per_second"] for f in legs] for n, legs in piece["rounds"].items()}
+        memory = {n: statistics.median(f["peak_memory_bytes"] for f in legs) for n, legs in piece["rounds"].items()}
+        for name in speed:
+            ratio = statistics.median(a / b for a, b in zip(speed["ours"], speed[name], strict=True))
+            share = memory["ours"] / memory[name]
+            said = "" if name == "ours" else f"ours {ratio:.2f}x the speed, {share:.2f}x the memory"
+            lines.append(f"| {workload} | {name} | {spread(speed[name])} | {memory[name] / 2**20:,.0f} | {said} |")
+    for workload, piece in figures.items():
+        flags = ", ".join(f"{key} {value}" for key, value in piece["given"].items())
+        lines += ["", f"{workload}: {len(piece['rounds']['ours'])} alternating rounds; {flags}."]
+    return lines
 
 
 if __name__ == "__main__":

@@ -163,6 +163,24 @@ def test_shares_stand_side_by_side_and_differ_by_one_at_most(count: int, world: 
     assert max(sizes) - min(sizes) <= 1
 
 
+# -- compiled layers
+
+
+@pytest.mark.soak
+def test_compiled_layers_of_two_processes_learn_what_one_learns(
+    recipe: dict[str, Any], one: Path, tmp_path: Path
+) -> None:
+    """Both ways to share the work; takes a minute or two of compiling."""
+    files = []
+    for kind in ("ddp", "fsdp"):
+        files.append(tmp_path / f"{kind}.json")
+        changes = {"parallel": kind, "torch_compile": True, "output_dir": str(tmp_path / kind)}
+        files[-1].write_text(json.dumps({**recipe, **changes}))
+    launch(2, files)
+    for kind in ("ddp", "fsdp"):
+        assert_same_curve(curve(tmp_path / kind), curve(one))
+
+
 # -- a process that dies
 
 
