@@ -75,7 +75,7 @@ class Emit:
 
     def prefetch(self, address: ir.Value) -> None:
         """Have the line of memory at an address, which need not be one, fetched."""
-        given = (ir.Constant(I32, number) for number in (0, 3, 1))  # to read, into all caches, data
+        given = (ir.Constant(I32, number) for number in (0, 2, 1))  # to read, into the second-level cache, data
         self.intrinsic("llvm.prefetch.p0", ir.VoidType(), self.at(address, I8), *given)
 
     def splat(self, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
