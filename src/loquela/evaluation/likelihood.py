@@ -30,7 +30,8 @@ __all__ = ["SHARED", "TOKENS", "Alone", "Encoded", "Together"]
 
 SHARED = 16  # tokens from which on it pays to keep a prefix
 _KEPT = 2  # prefixes whose caches are kept
-TOKENS = 512  # to read together: the caches of so many are in memory at the same time
+TOKENS = 4096  # to read together, as far as their caches take no more than the next number of bytes
+_CACHE_BYTES = 1 << 27
 _HEAD_ROWS = 64  # positions whose logits are
 
 
@@ -133,6 +134,13 @@ class Together:
         self.of = network, adapter
         self._network = network
         self.prefixes = _Prefixes()
+
+    @property
+    def room(self) -> int:
+        """How many tokens' caches fit the memory that is meant for them."""
+        from loquela.engine.pages import POSITIONS  # with Numba, which a compiled network has imported
+
+        return max(1, _CACHE_BYTES * POSITIONS // self._network.page_bytes)
 
     def __call__(self, items: Sequence[Encoded]) -> list[list[Likelihood]]:
         """Return how the continuations of each item are expected."""

@@ -128,16 +128,20 @@ class LocalSubject:
         if self.kind in ("classifier", "tagger", "embedder"):
             raise cannot(self.name, "gives probabilities to texts")
         waiting: list[Encoded | ContextWindowError] = []
+        held = 0
         fast = self._fast() if self.kind == "decoder" else None
+        most = 0 if fast is None else min(TOKENS, self._beside(fast).room)
         for question in questions:
             if self.kind == "encoder":
                 yield self._masked(question)
                 continue
             item = self._item(question)
-            if waiting and (fast is None or _tokens(waiting) + _tokens([item]) > TOKENS):
+            tokens = _tokens(item)
+            if waiting and held + tokens > most:
                 yield from self._answered(waiting, fast)
-                waiting = []
+                waiting, held = [], 0
             waiting.append(item)
+            held += tokens
         yield from self._answered(waiting, fast)
 
     def _masked(self, question: Question) -> Answer:
@@ -171,10 +175,13 @@ class LocalSubject:
         with self.computing():
             if fast is None:
                 return [self._alone(item) for item in items]
-            worn = getattr(self.model, "adapter", None)
-            if self._together is None or self._together.of != (fast, worn):
-                self._together = Together(fast, worn)
-            return self._together(items)
+            return self._beside(fast)(items)
+
+    def _beside(self, fast: CompiledNetwork) -> Together:
+        worn = getattr(self.model, "adapter", None)
+        if self._together is None or self._together.of != (fast, worn):
+            self._together = Together(fast, worn)
+        return self._together
 
     @property
     def computes_together(self) -> bool:
@@ -287,5 +294,5 @@ def _kind(network: Network) -> str:
     return kinds.get(network.task, "embedder")
 
 
-def _tokens(items: Sequence[Encoded | ContextWindowError]) -> int:
-    return sum(item.tokens for item in items if isinstance(item, Encoded))
+def _tokens(item: Encoded | ContextWindowError) -> int:
+    return item.tokens if isinstance(item, Encoded) else 0
