@@ -15,15 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import Process
 from pathlib import Path
 
-from decode import network
-from loquela.checkpoint.few_bits import Rounded, matrices
-from loquela.checkpoint.store import atomic_directory, save_model, write_model
-from loquela.data.corpora import path
-from loquela.data.readers import read_pieces
-from loquela.engine.quantize import quantised
-from loquela.text.tokenizer import Tokenizer
 from machine import record, spread
 
 WAYS = {
@@ -39,6 +33,15 @@ Started = tuple[float, float]
 
 
 def prepare(place: Path) -> None:
+    """Write the models; in a process of its own, since a child's memory counts from what its parent has had."""
+    from decode import network
+    from loquela.checkpoint.few_bits import Rounded, matrices
+    from loquela.checkpoint.store import atomic_directory, save_model, write_model
+    from loquela.data.corpora import path
+    from loquela.data.readers import read_pieces
+    from loquela.engine.quantize import quantised
+    from loquela.text.tokenizer import Tokenizer
+
     made = network("110M")
     text = next(iter(read_pieces(str(path("shakespeare"))))).text
     tokenizer = Tokenizer.train("bpe", [text], 4096)
@@ -72,7 +75,9 @@ def main() -> None:
     given = parser.parse_args()
     found: dict[str, list[Started]] = {}
     with tempfile.TemporaryDirectory() as place:
-        prepare(Path(place))
+        maker = Process(target=prepare, args=(Path(place),))
+        maker.start()
+        maker.join()
         asked = ["-p", "The model reads", "--max-new-tokens", "1"]
         commands = {
             way: ["-m", "loquela", "generate", "-m", str(Path(place) / width), *flags, *asked]

@@ -14,8 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from loquela.checkpoint.files import MANIFEST, atomic_directory, finish_install, inside, install_files, verify
-from loquela.checkpoint.store import load_model, save_model, write_model
+from loquela.checkpoint.files import (
+    MANIFEST,
+    atomic_directory,
+    finish_install,
+    inside,
+    install_files,
+    verify,
+    verify_ahead,
+)
+from loquela.checkpoint.store import load_model, opened, save_model, write_model
 from loquela.errors import CheckpointError, StorageError
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -289,6 +297,28 @@ def test_verify_says_all_that_is_wrong_and_the_way_out(make: Make, tmp_path: Pat
         "delete manifest.json if the change was meant",
     ):
         assert part in str(caught.value)
+
+
+def test_what_was_verified_ahead_counts_for_the_next_load(make: Make, tmp_path: Path) -> None:
+    save_model(make(), None, tmp_path / "m")
+    good = (tmp_path / "m" / "config.json").read_text()
+    (tmp_path / "m" / "config.json").write_text(good + " ")
+    verify_ahead(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=r"'config\.json' must have"):
+        load_model(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(good)
+    load_model(tmp_path / "m")
+    verify_ahead(tmp_path / "m")
+    load_model(tmp_path / "m")
+
+
+def test_what_the_block_raises_comes_after_what_is_damaged(make: Make, tmp_path: Path) -> None:
+    save_model(make(), None, tmp_path / "m")
+    with pytest.raises(ZeroDivisionError), opened(tmp_path / "m"):
+        raise ZeroDivisionError
+    (tmp_path / "m" / "generation_config.json").write_text("{ }")
+    with pytest.raises(CheckpointError, match="is not what was saved"), opened(tmp_path / "m"):
+        raise ZeroDivisionError
 
 
 def test_a_directory_without_a_manifest_is_taken_as_it_is(make: Make, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from loquela.data.corpora import path
 from loquela.data.readers import Piece, read_pieces
 from loquela.engine.decoder import CompiledNetwork, compiled
 from loquela.engine.quantize import Codes, laid_out, packed, quantised, together
-from loquela.errors import UsageError
+from loquela.errors import CheckpointError, UsageError
 from loquela.evaluation.perplexity import score
 from loquela.models.base import Network
 
@@ -103,6 +103,14 @@ def test_what_was_left_can_be_read_after_all(model: Path) -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     tied = loaded.network
     assert (tied.lm_head.weight is tied.token_embedding.weight) == tied.config.tie_word_embeddings  # type: ignore[union-attr, attr-defined]
+
+
+def test_a_damaged_file_is_noticed_though_it_is_read_in_pieces(model: Path) -> None:
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    with pytest.raises(CheckpointError, match="has changed"):
+        load(model, quantize="int8")
 
 
 def test_an_embedding_beyond_float16_stays_in_float32(llama: Network, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from loquela.checkpoint.memory import Arena
 from loquela.checkpoint.tensors import StoredTensor, shown
 from loquela.errors import MismatchError, UsageError
 from loquela.layers.quantized import QuantizedLinear
@@ -19,7 +18,7 @@ from loquela.models.base import Network, Rename
 
 __all__ = ["disk_name", "load_into", "read_rest", "to_disk"]
 
-_LARGE, _ROWS = 1 << 16, 1024
+_PIECE = 1 << 22  # numbers that are read of a table at a time, to be made narrow
 _TABLES = (nn.Embedding, nn.Linear)
 
 
@@ -93,7 +92,7 @@ def load_into(
     wanted = {place[1] for slot in slots for place in slot.places}
     given = {n: value for n, value in given.items() if n in wanted or not _matches(n, network.ignored)}
     _check(slots, given)
-    arena, work = Arena(), list[Callable[[], object]]()
+    work = list[Callable[[], object]]()
     for slot in slots:
         own, name, transposed = next(place for place in slot.places if place[1] in given)
         source = given[name]
@@ -112,7 +111,7 @@ def load_into(
                 continue
         kept = source.dtype if dtype is None or not source.dtype.is_floating_point else dtype  # counts stay whole
         if isinstance(source, StoredTensor) and torch.device(device).type == "cpu":
-            value = _room(arena, slot.tensor.shape, kept)
+            value = torch.empty(slot.tensor.shape, dtype=kept)
             as_it_is = kept == source.dtype and not transposed
             work.append(partial(source.read_into, value) if as_it_is else partial(_copy, source, transposed, value))
         else:
@@ -144,19 +143,13 @@ def _narrow(source: StoredTensor) -> Tensor:
     if source.dtype.itemsize == 2:
         return source.read()
     half, most = torch.empty(source.shape, dtype=torch.float16), torch.finfo(torch.float16).max
-    for start in range(0, len(half), _ROWS):
-        rows = source.read_rows(start, min(len(half), start + _ROWS))
-        if rows.numel() and not rows.abs().max() <= most:
+    rows = max(1, _PIECE // max(1, half[:1].numel()))
+    for start in range(0, len(half), rows):
+        part = source.read_rows(start, min(len(half), start + rows))
+        if part.numel() and not max(-part.min(), part.max()) <= most:
             return source.read().float()
-        half[start : start + _ROWS] = rows
+        half[start : start + rows] = part
     return half
-
-
-def _room(arena: Arena, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Memory for a tensor; for a large one on huge pages, which are read faster."""
-    if (size := shape.numel() * dtype.itemsize) < _LARGE:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(arena.take(size)).view(dtype).view(shape)
 
 
 def _copy(source: StoredTensor, transposed: bool, place: Tensor) -> None:

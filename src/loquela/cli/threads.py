@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,12 +33,16 @@ def starting() -> Iterator[None]:
     """Look for garbage neither while the block imports and loads, nor ever again in what it leaves behind.
 
     Torch and Numba make a million objects, all to stay; looking through them again and again took a seventh of the
-    time to the first token.
+    time to the first token. Meanwhile other threads read, hash and round: they need the interpreter now and then, and
+    get it ten times as soon as is usual.
     """
     gc.disable()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(interval / 10)
     try:
         yield
     finally:
+        sys.setswitchinterval(interval)
         if not gc.get_freeze_count():
             gc.freeze()
         gc.enable()
