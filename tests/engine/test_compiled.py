@@ -15,6 +15,7 @@ from loquela.generation.beam import beam_search
 from loquela.generation.decode import generate_ids
 from loquela.generation.settings import GenerationSettings
 from loquela.models.base import Network, architecture, architectures
+from loquela.models.position_switch import POSITIONS
 
 LLAMA = {
     "vocab_size": 139,
@@ -25,6 +26,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 400,
 }
+EXPERTS = {"num_experts": 21, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
 TINY: dict[str, dict[str, Any]] = {
     "llama": {**LLAMA, "tie_word_embeddings": True},
     "llama one head": {**LLAMA, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 50, "mlp_bias": True},
@@ -33,7 +35,45 @@ TINY: dict[str, dict[str, Any]] = {
     "qwen3": {**LLAMA, "head_dim": 24},
     "smollm3": {**LLAMA, "no_rope_layer_interval": 2},
     "gpt2": {"vocab_size": 139, "n_positions": 400, "n_embd": 72, "n_layer": 2, "n_head": 4},
+    "gemma2": {
+        **LLAMA,
+        "head_dim": 20,
+        "sliding_window": 21,
+        "attn_logit_softcapping": 0.7,
+        "final_logit_softcapping": 1.5,
+        "query_pre_attn_scalar": 3,
+    },
+    "gemma2 no caps": {**LLAMA, "head_dim": 12, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    "gemma3_text": {
+        **LLAMA,
+        "head_dim": 12,
+        "sliding_window": 21,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "phi3": {**LLAMA, "sliding_window": 21},
+    "olmo2": {**LLAMA, "attention_bias": True},
+    **{f"position_switch {way}": {**LLAMA, "position": way} for way in POSITIONS},
+    "position_switch sinusoidal": {**LLAMA, "position": "sinusoidal", "tie_word_embeddings": True},
+    "mixtral": {**LLAMA, "num_local_experts": 5, "sliding_window": 21},
+    "qwen2_moe": {**LLAMA, **EXPERTS, "shared_expert_intermediate_size": 24, "mlp_only_layers": [1]},
+    "qwen3_moe": {**LLAMA, **EXPERTS, "head_dim": 12, "norm_topk_prob": True},
 }
+LONG = {
+    **LLAMA,
+    "original_max_position_embeddings": 50,
+    "partial_rotary_factor": 0.5,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0, 1.3, 1.1],
+        "long_factor": [2.0, 4.5, 3.0],
+    },
+}
+"""Phi-3 that turns texts of more than 50 tokens otherwise, from their beginning."""
 OTHERS = [
     name
     for name in architectures()
@@ -41,9 +81,10 @@ OTHERS = [
 ]
 
 
-def make(name: str) -> Network:
+def make(name: str, fields: dict[str, Any] | None = None) -> Network:
     module = architecture(name.split()[0])
-    network: Network = module.NETWORK(module.CONFIG.from_dict({"model_type": name.split()[0], **TINY[name]}))
+    fields = TINY[name] if fields is None else fields
+    network: Network = module.NETWORK(module.CONFIG.from_dict({"model_type": name.split()[0], **fields}))
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -145,7 +186,7 @@ def run_mixes(name: str, quantize: Any, count: int) -> None:
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma2", "qwen2_moe", "position_switch relative"])
 def test_alone_or_beside_others_the_bits_are_the_same(name: str, quantize: Any) -> None:
     run_mixes(name, quantize, 4)
 
@@ -155,6 +196,32 @@ def test_alone_or_beside_others_the_bits_are_the_same(name: str, quantize: Any) 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_hundreds_of_mixes(name: str, quantize: Any) -> None:
     run_mixes(name, quantize, 100)
+
+
+@torch.no_grad()
+def test_a_text_that_grows_long_is_turned_anew() -> None:
+    """In pieces, one by one, beside others and rewound: after each step as if the whole text had been read at once."""
+    network = make("phi3", LONG)
+    engines, text = [compiled(network, threads=threads) for threads in (1, 2)], tokens(1, 130)
+    for length in (49, 50, 51, 130):
+        expected = network(text[:, :length])
+        assert (engines[0](text[:, :length]) - expected).abs().max() < 2e-5 * expected.abs().max()
+    for seed in range(4):
+        chance, engine = random.Random(seed), engines[seed % 2]
+        caches, done = [engine.new_cache() for _ in range(3)], [0] * 3
+        while min(done) < 130:
+            going = [i for i in range(3) if done[i] < 130 and chance.random() < 0.7]
+            pieces = [text[0, done[i] : done[i] + chance.choice((1, 1, 2, 17, 64))].tolist() for i in going]
+            found = engine.hidden_rows(pieces, [caches[i] for i in going]) if going else []
+            for i, piece, states in zip(going, pieces, found, strict=True):
+                done[i] += len(piece)
+                assert len(states) == len(piece)
+                assert torch.equal(states[-1], engines[0].hidden(text[:, : done[i]])[0, -1])
+                if chance.random() < 0.2 and done[i] > 10:
+                    done[i] -= chance.randint(1, 10)
+                    caches[i].truncate(done[i])
+                elif chance.random() < 0.2:
+                    caches[i] = copy.deepcopy(caches[i])
 
 
 def test_rows_of_logits_are_those_of_each(llama: Network) -> None:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from loquela.engine import adapting, attending, kernels, storing, vectors
+from loquela.engine import adapting, attending, experts, kernels, storing, vectors
+from loquela.engine.bricks import ACTIVATION_CODES, bits_of_float
 from loquela.engine.cached import jit
 from loquela.engine.memory import address, aligned
 from loquela.engine.outfits import _tiles
 from loquela.engine.products import KINDS, multiply
-from loquela.engine.program import ACTIVATION_CODES
 from loquela.engine.quantize import GROUP, packed, quantised
 from loquela.engine.storing import CACHE_KINDS
 
@@ -192,7 +192,7 @@ def test_keys_and_values_lie_in_a_page_where_they_are_looked_for(cache_dtype: st
         [0, address(q), 4 * width, 1, 1, width, 0, 0, len(page), kind, address(out), 4 * padded, padded, 0, 0, 0]
     )
     positions, pages = np.arange(count), np.array([address(page)])
-    attending.attend(op, 0, count, 0, address(positions), address(pages), address(sums))
+    attending.attend(op, 0, count, 0, address(positions), address(positions), address(pages), address(sums))
     scores = q.astype(np.float64) @ k.T.astype(np.float64)
     scores[np.triu_indices(count, 1)] = -np.inf
     weights = np.exp(scores - scores.max(1, keepdims=True))
@@ -200,6 +200,103 @@ def test_keys_and_values_lie_in_a_page_where_they_are_looked_for(cache_dtype: st
     bound = {"float32": 1e-5, "float16": 2e-2, "int8": 0.3}[cache_dtype]
     assert np.abs(out[:, :width] - expected).max() < bound
     assert np.sqrt(np.square(out[:, :width] - expected).mean()) < bound / 8
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.3])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_scores_are_capped_and_biased_and_may_look_ahead(cap: float, biased: bool, ahead: bool) -> None:
+    random, count, width, heads = np.random.default_rng(3), 30, 24, 2
+    k, v, *q = (random.standard_normal((count, width)).astype(np.float32) for _ in range(2 + heads))
+    page = aligned(2 * int(storing.key_block(0, width)) + 32 * int(storing.value_row(0, 32)))
+    storing.store_all(0, address(page), width, 32, count, address(k), address(v))
+    queries, out = np.ascontiguousarray(np.stack(q, 1)), np.zeros((count, heads, width), dtype=np.float32)
+    sums = aligned(64 + attending.ROWS * (8 * 32 + 4 * 64))
+    sums[:8].view(np.int64)[0] = 4 * 64
+    far = count + 5  # of the table: further than any two are apart
+    table = random.standard_normal((heads, 2 * far + 1 + 16)).astype(np.float32)
+    words = np.array([address(table), far, 4 * table.shape[1]])
+    op = np.array(
+        [
+            *[0, address(queries), 4 * width * heads, heads, 1, width, 0, 0, len(page), 0, address(out)],
+            *[4 * width * heads, 32, 0, bits_of_float(cap), address(words) if biased else 0],
+        ]
+    )
+    positions, pages = np.arange(count), np.array([address(page)])
+    ends = np.full(count, count - 1) if ahead else positions
+    attending.attend(op, 0, count, 0, address(positions), address(ends), address(pages), address(sums))
+    for head in range(heads):
+        scores = q[head].astype(np.float64) @ k.T.astype(np.float64)
+        scores = cap * np.tanh(scores / cap) if cap else scores
+        offsets = np.arange(count) - np.arange(count)[:, None]
+        scores = scores + table[head, offsets + far] if biased else scores
+        scores = scores if ahead else np.where(offsets > 0, -np.inf, scores)
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        assert np.abs(out[:, head] - weights / weights.sum(1, keepdims=True) @ v).max() < 1e-5
+
+
+def test_activations_may_be_capped() -> None:
+    x, y = np.linspace(-90, 90, 83, dtype=np.float32), np.zeros(83, dtype=np.float32)
+    op = np.array([0, 5, address(x), 0, 83, 0, address(y), 0, *[0] * 6, bits_of_float(30.0), 1])
+    kernels.activate(op, 0, 0, 128)
+    assert np.abs(y - 30 * np.tanh(x.astype(np.float64) / 30)).max() < 1e-5
+
+
+@pytest.mark.parametrize("width", [1, 16, 45])
+def test_rows_are_scaled_and_placed(width: int) -> None:
+    x, places = (np.random.default_rng(i).standard_normal((3, width)).astype(np.float32) for i in range(2))
+    expected = (x[1] * 2.5 + places[2], x[1] * 2.5)
+    for where, wanted in zip((address(places), 0), expected, strict=True):
+        y = x.copy()
+        kernels.place(np.array([0, address(y), 4 * width, width, bits_of_float(2.5), where, 4 * width]), 1, 2)
+        assert np.abs(y[1] - wanted).max() < 1e-6
+        assert (y[[0, 2]] == x[[0, 2]]).all()
+
+
+@EXAMPLES
+@given(
+    count=st.integers(1, 40),
+    chosen=st.integers(1, 8),
+    n=st.integers(1, 9),
+    normalise=st.integers(0, 1),
+    shared=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_a_mixture_is_that_of_float64(count: int, chosen: int, n: int, normalise: int, shared: bool, seed: int) -> None:
+    """Whom the router likes best, their slots, the products of each, and the weighted sum."""
+    random, width = np.random.default_rng(seed), 21
+    chosen, padded = min(chosen, count), -(-count // 16) * 16
+    x, beside = (random.standard_normal((n, width)).astype(np.float32) for _ in range(2))
+    w = random.standard_normal((count, width, width)).astype(np.float32)
+    likes, gate = (random.standard_normal((n, m)).astype(np.float32) for m in (padded, 1))
+    wanted, shares = likes[:, :count].astype(np.float64), gate.astype(np.float64)
+    sizes = 1 + 3 * count, n * chosen, n * chosen, count
+    active, tokens, slots, places = (np.zeros(size, np.int64) for size in sizes)
+    weights, zeros = np.zeros(n * chosen, np.float32), np.zeros(16, np.float32)
+    taken, given_, y = (np.zeros((rows, width), np.float32) for rows in (n * chosen, n * chosen, n))
+    route = [0, address(likes), 4 * padded, count, chosen, normalise, *map(address, (active, tokens, slots, weights))]
+    experts.route(np.array([*route, address(places)]), n)
+    gather = [0, address(x), 4 * width, address(taken), 4 * width, address(tokens), width, 0, 0, 0, 0, 0, chosen]
+    for slot in range(n * chosen):
+        experts.gather(np.array(gather), slot)
+    table, parts = np.array([address(w[e]) for e in range(count)]), 2
+    product = [0, 0, address(table), 4 * width, width, width, address(taken), 4 * width, address(given_), 4 * width]
+    for piece in range(min(count, n * chosen) * parts):
+        experts.experts(np.array([*product, address(active), parts, chosen, count, address(zeros)]), piece)
+    combine = [0, address(given_), 4 * width, address(slots), address(weights), chosen, address(y), 4 * width, width]
+    combine += [address(beside), 4 * width, address(gate), 4] if shared else [0] * 4
+    for t in range(n):
+        experts.combine(np.array(combine), t)
+    likely = np.exp(wanted - wanted.max(1, keepdims=True))
+    likely /= likely.sum(1, keepdims=True)
+    for t in range(n):
+        best = np.argsort(-likely[t], kind="stable")[:chosen]
+        share = likely[t, best] / (likely[t, best].sum() if normalise else 1)
+        expected = sum(s * (w[e].astype(np.float64) @ x[t]) for s, e in zip(share, best, strict=True))
+        expected = expected + beside[t] / (1 + np.exp(-shares[t])) if shared else expected
+        assert np.abs(y[t] - expected).max() < 1e-4
+    assert sorted(slots) == list(range(n * chosen))
+    assert active[0] == len({int(e) for e in active[1 : 1 + 3 * active[0] : 3]})
 
 
 @EXAMPLES

@@ -1,4 +1,4 @@
-"""The angles by which queries and keys are turned, computed as far as positions go."""
+"""What positions do in attention, computed as far as they go: angles that turn, and biases on scores by distance."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loquela.engine.program import unknown
+from loquela.engine.bricks import unknown
+from loquela.engine.memory import address
 from loquela.layers.positions import Rotary
 
-__all__ = ["Angles"]
+__all__ = ["Angles", "Biases", "Turn", "alone"]
 
+Turn = Callable[[Tensor], "Rotary | Sequence[Rotary | None]"]
+"""From positions (seq,) to the rotation there: one for all layers, or one per layer."""
 _SPAN = 1024  # positions of a table: each is always computed among the same neighbours
 
 
 class Angles:
     """Tables of cosines and sines, one for each way in which layers turn; none for a network that turns nothing."""
 
-    def __init__(self, network: Any, layers: int, window: int, *, rotates: bool) -> None:
+    def __init__(self, turn: Turn | None, layers: int, window: int) -> None:
         self._tables: list[list[npt.NDArray[np.float32]]] = []
         self.slots, self.turned = [-1] * layers, 0
         """Which table each layer turns by (-1: none), and over how many dimensions."""
-        if not rotates:
+        if turn is None:
             return
-        self._rotary = _alone(network)
+        self._rotary = turn
         given = self._rotary(torch.arange(1))
         each = [given] * layers if isinstance(given, Rotary) else list(given)[:layers]
         self._distinct = list({id(r): i for i, r in enumerate(each) if r is not None}.values())
@@ -64,8 +67,36 @@ class Angles:
         return reached
 
 
-def _alone(network: Any) -> Callable[[Tensor], Rotary | Sequence[Rotary | None]]:
-    """The network's angles, without keeping its weights in memory."""
+class Biases:
+    """What is added to each head's scores by how far back a key lies, the same in all layers.
+
+    `of` maps offsets (n,), a key's position minus the query's, to biases (heads, n). Where queries look `ahead` too,
+    there are offsets of both signs.
+    """
+
+    def __init__(self, of: Callable[[Tensor], Tensor], *, ahead: bool) -> None:
+        self._of, self._ahead = of, ahead
+        self._table = torch.empty(0)
+        self._words = np.zeros(3, dtype=np.int64)
+
+    @property
+    def address(self) -> int:
+        """Where it stands where the biases are; see `loquela.engine.attending`."""
+        return self._words.ctypes.data
+
+    def reach(self, positions: int) -> None:
+        """Have biases for so many positions, given in whole spans."""
+        far = positions - 1
+        if self._words[1] >= far:
+            return
+        offsets = torch.arange(-far, far + 1 if self._ahead else 1)
+        table = self._of(offsets).detach().float()
+        self._table = torch.cat((table, table.new_zeros(len(table), 16)), dim=1)  # blocks of sixteen end behind
+        self._words[:] = address(self._table), far, self._table.shape[1] * 4
+
+
+def alone(network: Any) -> Any:
+    """The network without its weights, to compute angles by."""
     light = copy.copy(network)
     light._modules = {}
-    return light.rotary  # type: ignore[no-any-return]
+    return light

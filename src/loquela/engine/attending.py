@@ -96,13 +96,31 @@ def _softmax(row, first, last, low, high):
 
 
 @jit
-def attend(op, start, count, kv_head, positions, pages, scratch):
+def _bend(row, first, last, cap, bias):
+    """Keep the scores of the blocks from `first` to `last` within ±`cap` (0: as they are); add those at `bias`."""
+    one, two = v.splat(ONE), v.splat(np.float32(2))
+    for block in range(last - first + 1):
+        at = row + block * 64
+        y = v.load(at)
+        if cap != ZERO:  # tanh x = 1 - 2 / (e²ˣ + 1)
+            y = v.div(y, v.splat(cap))
+            y = v.sub(one, v.div(two, v.add(v.exp(v.add(y, y)), one)))
+            y = v.mul(y, v.splat(cap))
+        if bias != 0:
+            y = v.add(y, v.load(bias + (first + block) * 64))
+        v.store(at, y)
+
+
+@jit
+def attend(op, start, count, kv_head, positions, ends, pages, scratch):
     """What `count` tokens of one request see, from the `start`-th of this call, through one key-value head.
 
-    `scratch` holds four rows of scores, as long as the longest request, after four rows of sums.
+    Each token has a position, and an end: the last position that it may look at. `scratch` holds four rows of scores,
+    as long as the longest request, after four rows of sums.
     """
     qkv, stride, heads, kv_heads, width, window = op[1], op[2], op[3], op[4], op[5], op[6]
     offset, head_bytes, kind, out, out_s, padded = op[7], op[8], op[9], op[10], op[11], op[12]
+    cap, biases = v.bits_to_float(op[14]), op[15]
     shared = heads // kv_heads
     block_bytes, value_bytes = key_block(kind, width), value_row(kind, padded)
     score_s = v.get_i64(scratch)
@@ -118,7 +136,7 @@ def attend(op, start, count, kv_head, positions, pages, scratch):
             token = start + (done + i) // shared
             head = kv_head * shared + (done + i) % shared
             place = v.get_i64(positions + 8 * token)
-            high = max(high, place)
+            high = max(high, v.get_i64(ends + 8 * token))
             least = 0 if window == 0 else max(0, place - window + 1)
             low = least if low < 0 else min(low, least)
             src = qkv + token * stride + head * width * 4
@@ -131,9 +149,17 @@ def attend(op, start, count, kv_head, positions, pages, scratch):
             keys = page + block % 2 * block_bytes
             _score(rows, kind, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
         for i in range(rows):
-            place = v.get_i64(positions + 8 * (start + (done + i) // shared))
+            token = start + (done + i) // shared
+            place, end = v.get_i64(positions + 8 * token), v.get_i64(ends + 8 * token)
             least = 0 if window == 0 else max(0, place - window + 1)
-            v.set_f32(scratch + 16 + 4 * i, _softmax(table + i * score_s, first, last, least, place))
+            if cap != ZERO or biases != 0:
+                bias = np.int64(0)
+                if biases != 0:  # where they are, the distance of the first, bytes of each head's
+                    head = kv_head * shared + (done + i) % shared
+                    far, bytes_each = v.get_i64(biases + 8), v.get_i64(biases + 16)
+                    bias = v.get_i64(biases) + head * bytes_each + 4 * (far - place)
+                _bend(table + i * score_s, first, last, cap, bias)
+            v.set_f32(scratch + 16 + 4 * i, _softmax(table + i * score_s, first, last, least, end))
         for block in range(first, last + 1):
             page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
             seen = page + 2 * block_bytes + block % 2 * 16 * value_bytes

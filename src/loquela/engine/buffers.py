@@ -5,10 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from loquela.engine.memory import address, aligned
 from loquela.engine.quantize import GROUP
 
-__all__ = ["Buffer", "Rounded"]
+__all__ = ["Buffer", "Columns", "Rounded"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some neighbouring columns of a buffer."""
+
+    address: int
+    stride: int
+    width: int
 
 
 @dataclass
@@ -28,6 +41,14 @@ class Buffer:
     def address(self) -> int:
         """Where the first row is."""
         return address(self.array)
+
+    def rows_of(self) -> Tensor:
+        """Return what it holds (rows, width), to be read and written."""
+        return torch.from_numpy(self.array.view(np.float32).reshape(self.rows, -1))[:, : self.width]
+
+    def columns(self, first: int, count: int) -> Columns:
+        """Return `count` columns from `first` on."""
+        return Columns(self.address + 4 * first, self.stride, count)
 
 
 @dataclass

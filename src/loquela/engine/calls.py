@@ -88,6 +88,8 @@ class Call:
             self._vectors = address(vectors) + np.arange(len(vectors), dtype=np.int64) * vectors.shape[1] * 4
         places: list[int] = []
         pages: list[int] = []
+        ends: list[int] = []
+        memories: list[int] = []
         self._blocks: list[tuple[int, int]] = []
         for new, row in zip(tokens, rows, strict=True):
             start, at, count = row.length, len(places), len(new)
@@ -97,7 +99,11 @@ class Call:
             edges = sorted({*range(at, at + count, _BLOCK), *range(-(-at // CHUNK) * CHUNK, at + count, CHUNK)})
             self._blocks += [(a, b - a) for a, b in zip(edges, [*edges[1:], at + count], strict=True)]
             pages += [row.addresses.ctypes.data] * count
+            whole = row.memory or row
+            ends += [whole.length - 1] * count
+            memories += [whole.addresses.ctypes.data] * count
         self._positions, self._pages = np.array(places, dtype=np.int64), np.array(pages, dtype=np.int64)
+        self._ends, self._memories = np.array(ends, dtype=np.int64), np.array(memories, dtype=np.int64)
 
     def chunks(self) -> Iterator[tuple[int, int, dict[int, int]]]:
         """Yield for each chunk its first token, how many they are, and the words of the board."""
@@ -112,6 +118,8 @@ class Call:
                     board.TOKENS: address(self._ids[start:]),
                     board.POSITIONS: address(self._positions[start:]),
                     board.PAGES: address(self._pages[start:]),
+                    board.MEMORY: address(self._memories[start:]),
+                    board.ENDS: address(self._ends[start:]),
                     board.BLOCKS: address(blocks),
                     board.N_BLOCKS: len(blocks),
                     board.SPANS: address(worn),

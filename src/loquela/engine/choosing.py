@@ -42,9 +42,9 @@ WORTH_IT = 20_000_000
 class Engine:
     """Finds the network that generates, and compiles it when it is first asked for.
 
-    `auto` compiles decoders of 20 million parameters and more that it knows, and leaves all else to torch; `compiled`
-    raises `UsageError` where it cannot. Where something is worn that the compiled form does not know, torch runs it.
-    A `cache_dtype` other than float32 asks for the compiled one.
+    `auto` compiles what writes text, has 20 million parameters or more and is known to it, and leaves all else to
+    torch; `compiled` raises `UsageError` where it cannot. Where something is worn that the compiled form does not know,
+    torch runs it. A `cache_dtype` other than float32 asks for the compiled one.
     """
 
     def __init__(self, name: EngineName = "auto", cache_dtype: CacheType = "float32") -> None:
@@ -171,7 +171,7 @@ def kernels_are_ready() -> bool:
 def _worth_it(network: Network) -> bool:
     first = next(network.parameters())
     plain = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return network.kind == "decoder" and plain and network.parameter_count() >= WORTH_IT
+    return network.kind != "encoder" and plain and network.parameter_count() >= WORTH_IT
 
 
 def _worn_names(network: Network) -> list[str]:

@@ -27,17 +27,19 @@ from loquela.engine import vectors as v
 from loquela.engine.adapting import add, lift, lower, scale
 from loquela.engine.attending import attend
 from loquela.engine.cached import callback, jit
-from loquela.engine.kernels import activate, embed, normalise, quantise_row, rotate_and_store
+from loquela.engine.experts import combine, experts, gather, route
+from loquela.engine.kernels import activate, embed, normalise, place, quantise_row, rotate_and_store
 from loquela.engine.memory import address, aligned
 from loquela.engine.products import multiply
 from loquela.engine.simd import define
 
 __all__ = [
-    "ACTIVATE", "ADD", "ATTEND", "COLUMNS", "EMBED", "LIFT", "LOWER", "MULTIPLY", "NORM", "QUANTISE", "ROTATE", "SCALE",
-    "Crew",
+    "ACTIVATE", "ADD", "ATTEND", "COLUMNS", "COMBINE", "EMBED", "EXPERTS", "GATHER", "LIFT", "LOWER", "MULTIPLY",
+    "NORM", "PLACE", "QUANTISE", "ROTATE", "ROUTE", "SCALE", "Crew",
 ]  # fmt: skip
 
 EMBED, NORM, QUANTISE, MULTIPLY, ROTATE, ATTEND, ACTIVATE, LOWER, LIFT, SCALE, ADD = range(1, 12)
+PLACE, ROUTE, GATHER, EXPERTS, COMBINE = range(12, 17)
 COLUMNS = 16
 
 _RUN, _STOP = 0, 8  # words of the board
@@ -47,6 +49,8 @@ TOKENS, POSITIONS, PAGES, BLOCKS, N_BLOCKS, ANGLES, SCRATCH, SCRATCH_STRIDE = ra
 SPANS, N_SPANS, LOW, LOW_STRIDE, VECTORS = range(32, 37)
 """Of spans of tokens that wear one adapter (first token, count, table); of their thin rows; of vectors that are given
 in place of an embedding (an address for each token, 0 for none)."""
+MEMORY, ENDS = 37, 38
+"""Addresses of each token's page table of an encoder's output; of the last position there, or of its own text."""
 _ASLEEP = 64  # one line of the cache per thread from here
 _LINE = 8
 _PATIENCE = 4000
@@ -81,7 +85,9 @@ def _pieces(board, op, threads):
         if threads > 1:
             pieces = max(pieces, min(64, size * (7 + n) // 8 // _TARGET))
         return max(1, min(tiles, pieces))
-    if threads == 1:
+    if code == EXPERTS:
+        return min(v.get_i64(op + 104), n * v.get_i64(op + 96)) * v.get_i64(op + 88)
+    if threads == 1 or code == ROUTE:
         return 1
     if code in (LOWER, LIFT):
         return max(1, board[N_SPANS] * v.get_i64(op + 16) * (_PARTS if code == LIFT else 1))
@@ -89,8 +95,8 @@ def _pieces(board, op, threads):
         return max(1, board[N_SPANS])
     if code == ATTEND:
         return min(v.get_i64(op + 32) * board[N_BLOCKS], 16 * threads)
-    if code == ACTIVATE:
-        return min(n * v.get_i64(op + 96), 8 * threads)
+    if code in (ACTIVATE, GATHER):
+        return min(n * v.get_i64(op + 96) * (v.get_i64(op + 120) if code == ACTIVATE else 1), 8 * threads)
     return min(n, 8 * threads)
 
 
@@ -118,6 +124,13 @@ def _piece(board_at, op_at, index, total, me):
     if code == MULTIPLY:
         tiles = (op[5] + 15) // 16
         multiply(op, n, tiles * index // total, tiles * (index + 1) // total)
+    elif code == EXPERTS:
+        experts(op, index)
+    elif code == ROUTE:
+        route(op, n)
+    elif code == GATHER:
+        for slot in range(n * op[12] * index // total, n * op[12] * (index + 1) // total):
+            gather(op, slot)
     elif code == ATTEND:
         kv_heads, blocks = op[4], board[N_BLOCKS]
         items = kv_heads * blocks
@@ -125,12 +138,13 @@ def _piece(board_at, op_at, index, total, me):
         for item in range(items * index // total, items * (index + 1) // total):
             block = board[BLOCKS] + item // kv_heads * 16
             start, count = v.get_i64(block), v.get_i64(block + 8)
-            pages = v.get_i64(board[PAGES] + 8 * start)
-            attend(op, start, count, item % kv_heads, board[POSITIONS], pages, scratch)
+            pages = v.get_i64(board[MEMORY if op[13] == 2 else PAGES] + 8 * start)
+            ends = board[POSITIONS if op[13] == 0 else ENDS]
+            attend(op, start, count, item % kv_heads, board[POSITIONS], ends, pages, scratch)
     elif code == ACTIVATE:
         # pieces of a row are whole groups, so that each can be rounded by itself
-        parts = op[12]
-        for item in range(n * parts * index // total, n * parts * (index + 1) // total):
+        parts, items = op[12], n * op[12] * op[15]
+        for item in range(items * index // total, items * (index + 1) // total):
             width = ((op[13] + 63) // 64 + parts - 1) // parts * 64
             first = item % parts * width
             activate(op, item // parts, first, min(op[13], first + width))
@@ -148,6 +162,10 @@ def _piece(board_at, op_at, index, total, me):
                 embed(op, t, v.get_i64(board[TOKENS] + 8 * t), position, given)
             elif code == ADD:
                 add(op, t)
+            elif code == PLACE:
+                place(op, t, position)
+            elif code == COMBINE:
+                combine(op, t)
             elif code == ROTATE:
                 angles = v.get_i64(board[ANGLES] + 8 * op[15]) if op[15] >= 0 else 0
                 rotate_and_store(op, t, position, v.get_i64(board[PAGES] + 8 * t), angles)

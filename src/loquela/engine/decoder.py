@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,34 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from loquela.checkpoint.tensors import StoredTensor
-from loquela.engine import crew as board
-from loquela.engine.angles import Angles
-from loquela.engine.attending import ROWS
-from loquela.engine.blocks import block
-from loquela.engine.calls import CHUNK, Call, check_ids, check_room, spans
-from loquela.engine.crew import Crew
-from loquela.engine.memory import address, aligned
+from loquela.engine.bricks import kind_of
+from loquela.engine.building import build
+from loquela.engine.calls import CHUNK, check_ids, check_room
+from loquela.engine.frames import frame_of
 from loquela.engine.outfits import Closet, Outfit, without_weights
 from loquela.engine.pages import PagedCache, Row
-from loquela.engine.program import Program, kind_of, unknown
+from loquela.engine.program import Program
+from loquela.engine.running import Runner
 from loquela.engine.storing import CACHE_KINDS
 from loquela.engine.threads import default_threads
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
-from loquela.layers.decoder import Decoder
-from loquela.models.base import Network
-from loquela.models.gpt2 import GPT2
-from loquela.models.rotary_decoder import RotaryDecoder
-from loquela.models.smollm3 import SmolLM3
+from loquela.models.base import EncoderDecoder, Network
 from loquela.peft.wardrobe import Wardrobe
 
 __all__ = ["CacheType", "CompiledNetwork", "Quantize", "compiled", "default_threads"]
 
 Quantize = Literal["int8", "int4"]
 CacheType = Literal["float32", "float16", "int8"]
-_HEAD_ROWS = 16
-
-_ROTARIES: tuple[Callable[..., Any], ...] = (RotaryDecoder.rotary, SmolLM3.rotary)
 
 
 def compiled(
@@ -56,8 +47,8 @@ def compiled(
     where the network has them. Those that are come from their files where they are `stored`, by names in code, and need
     not be in the network. Raises `UsageError` for a network made of bricks that the engine does not know.
     """
-    if network.kind != "decoder":
-        raise UsageError(f"the compiled engine runs decoders, but {network.config.model_type} is an {network.kind}")
+    if network.kind == "encoder":
+        raise UsageError(f"the compiled engine runs what writes text, but {network.config.model_type} is an encoder")
     if quantize not in (None, "int8", "int4"):
         raise UsageError(f"quantize must be int8 or int4, but is {quantize!r}")
     if cache_dtype not in CACHE_KINDS:
@@ -67,85 +58,29 @@ def compiled(
 
 
 class CompiledNetwork(Network):
-    """A decoder that reads its weights once for all requests that it serves together.
+    """A network that writes and reads its weights once for all requests that it serves together.
 
-    Adapters are those of `base` and worn as there (`loquela.peft.wearing` of either); each row may wear its own.
+    Adapters are those of `base` and worn as there (`loquela.peft.wearing` of either); each row may wear its own. An
+    encoder reads each source alone, in the same kernels.
     """
 
     def __init__(self, network: Network, program: Program, threads: int) -> None:
         super().__init__()
         kind: Any = kind_of(network)
-        self.config, self.quantize, self._program = network.config, program.quantize, program
+        self.config, self.quantize, self.kind = network.config, program.quantize, network.kind  # type: ignore[misc]
         self._sizes = network.vocab_size, int(kind.context_length.fget(network)), network.dim  # whatever is worn now
-        places: nn.Embedding | None = None
-        rotates = kind.hidden is RotaryDecoder.hidden and kind.embed is RotaryDecoder.embed
-        if rotates and kind.rotary not in _ROTARIES:
-            raise unknown(f"the positions of {network.config.model_type}")
-        if kind.hidden is GPT2.hidden:
-            places = network.position_embedding  # type: ignore[assignment]
-        elif not rotates:
-            raise unknown(f"what {network.config.model_type} does before its blocks")
-        if kind.head not in (RotaryDecoder.head, GPT2.head):
-            raise unknown(f"the head of {network.config.model_type}")
-        decoder: Decoder = network.decoder  # type: ignore[assignment]
-        self.token_embedding: nn.Embedding = network.token_embedding  # type: ignore[assignment]
-        self._last_position = None if places is None else places.num_embeddings
-        self._angles = Angles(network, len(decoder.layers), self._sizes[1], rotates=rotates)
-        self._build(network, decoder, places, threads)
-        self._closet = Closet(network if self.quantize is None else without_weights(network), self._program.sites)
-        self.eval()
-
-    def _build(self, network: Any, decoder: Decoder, places: nn.Embedding | None, threads: int) -> None:
-        program = self._program
-        bits = {None: 0, "int8": 8, "int4": 4}[self.quantize]
-        dim = network.dim
-        x, self._out = program.buffer("stream", dim), program.buffer("out", dim)
-        program.embed(self.token_embedding, places, x)
-        for number, layer in enumerate(decoder.layers):
-            slot, window = self._angles.slots[number], decoder.windows[number]
-            turned = self._angles.turned if slot >= 0 else 0
-            name = f"decoder.layers.{number}"
-            block(program, name, layer, x, turned=turned, slot=slot, window=window, bits=bits)
-        if decoder.norm is None:
-            raise unknown("a decoder without a norm at its end")
-        program.norm(decoder.norm, x, self._out, rounds=False)
-        self._body = len(program.ops)
-        self._head_in = program.buffer("head in", dim, _HEAD_ROWS)
-        self._logits = program.buffer("logits", network.vocab_size, _HEAD_ROWS)
-        head_bits = 8 if bits else 0
-        if head_bits:
-            program.round(self._head_in)
-        program.linear({"lm_head": network.lm_head}, self._head_in, self._logits, bits=head_bits)
+        frame = frame_of(network)
+        self.token_embedding: nn.Embedding = frame.entry.tokens
+        self._original = frame.original
+        self._start_token = network.start_token_id if isinstance(network, EncoderDecoder) else None
+        self._built = build(network, frame, program, self._sizes[1])
+        self._program = program
         program.fill(threads)
-        self._crew = Crew(2 * len(program.ops), threads)
-        self._load(frozenset())
-        self.page_bytes = program.page_bytes
-        self._scratch: npt.NDArray[np.uint8] = aligned(0)
-        self._low: npt.NDArray[np.uint8] = aligned(0)
-        self._reach = 0
-
-    def _load(self, reached: frozenset[int]) -> None:
-        """Give the crew the operations of rows without adapters, and of calls in which some have one."""
-        ops: list[list[int]] = []
-        self._ranges: dict[tuple[str, bool], tuple[int, int]] = {}
-        self._reached = reached
-        for dressed in (False, True):
-            for part, first, last in (("body", 0, self._body), ("head", self._body, len(self._program.ops))):
-                start = len(ops)
-                ops += self._program.table(first, last, reached if dressed else frozenset())
-                self._ranges[part, dressed] = start, len(ops)
-        self._crew.load(ops)
-
-    def _prepare(self, position: int) -> None:
-        """Have angles and room for scores up to a position."""
-        if position < self._reach:
-            return
-        self._reach = self._angles.reach(position)
-        padded, scores = self._program.most_padded, (self._reach + 32) * 4
-        self._scratch_stride = 64 + ROWS * (8 * padded + scores)
-        self._scratch = aligned(self._scratch_stride * self._crew.threads)
-        for me in range(self._crew.threads):
-            self._scratch[me * self._scratch_stride :][:8].view(np.int64)[0] = scores
+        self.page_bytes = self._program.pages.bytes
+        base = network if program.quantize is None else without_weights(network)
+        self._closet = Closet(base, self._program.sites, begins=network.kind == "decoder" and frame.original is None)
+        self._runner = Runner(self._built, self._closet, threads)
+        self.eval()
 
     @property
     def base(self) -> Network:
@@ -180,11 +115,43 @@ class CompiledNetwork(Network):
         return self._program.weight_bytes
 
     def new_cache(self) -> PagedCache:
-        """Return an empty cache of this engine's kind."""
-        return PagedCache(self.page_bytes)
+        """Return an empty cache of this engine's kind; refused where it must hold a source."""
+        if self._start_token is not None:
+            raise UsageError("the cache of an encoder-decoder holds its source: make it with `start(source)`")
+        return PagedCache(self.page_bytes, unreads=self._original is None)
 
-    def hidden(self, tokens: Tensor, *, cache: Cache | None = None, padding: Tensor | None = None) -> Tensor:  # noqa: D102
-        given = self.new_cache() if cache is None else cache
+    def start(self, prompt: Tensor, *, padding: Tensor | None = None) -> tuple[Cache, Tensor]:
+        """Return a cache and the first tokens to feed; an encoder has read the `prompt` as its source by then."""
+        if self._start_token is None:
+            return self.new_cache(), prompt
+        cache = self._sources(prompt, padding)
+        return cache, torch.full((len(prompt), 1), self._start_token, device=prompt.device)
+
+    def _sources(self, prompt: Tensor, padding: Tensor | None) -> PagedCache:
+        sources = _real(prompt.tolist(), padding)
+        check_ids(sources, self._built.source)
+        if not all(sources):
+            raise UsageError("a source must have a token, but one is empty")
+        longest = max(map(len, sources))
+        if self._built.source_places is not None and longest > self._built.source_places:
+            raise UsageError(f"there are {self._built.source_places} positions, but a source has {longest} tokens")
+        self._runner.prepare(longest)
+        worn = self._closet.worn(len(sources))
+        outfits = [None if name is None else self._closet.outfit(name, fresh=True) for name in worn]
+        return PagedCache(self.page_bytes, self._runner.read(sources, outfits), unreads=False)
+
+    def hidden(  # noqa: D102
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        source: Tensor | None = None,
+        source_padding: Tensor | None = None,
+    ) -> Tensor:
+        given = cache
+        if given is None:
+            given = self.new_cache() if source is None else self._sources(source, source_padding)
         if not isinstance(given, PagedCache):
             raise UsageError(f"the compiled engine needs a cache that it made, not a {type(given).__name__}")
         given.widen(len(tokens))
@@ -194,12 +161,24 @@ class CompiledNetwork(Network):
             return torch.stack(self._run(rows, given.rows, worn))
         if given.length:
             raise UsageError("padded rows must start with an empty cache, but this one holds a text")
-        real = [[i for i, there in enumerate(row) if there] for row in padding.tolist()]
-        found = self._run([[row[i] for i in kept] for row, kept in zip(rows, real, strict=True)], given.rows, worn)
-        out = torch.zeros(*tokens.shape, self.dim)
-        for row, kept, states in zip(out, real, found, strict=True):
-            row[kept] = states
+        out, found = torch.zeros(*tokens.shape, self.dim), self._run(_real(rows, padding), given.rows, worn)
+        for row, real, states in zip(out, padding.bool(), found, strict=True):
+            row[real] = states
         return out
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        cache: Cache | None = None,
+        padding: Tensor | None = None,
+        source: Tensor | None = None,
+        source_padding: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits (batch, seq, vocab_size); an encoder-decoder's of target `tokens`, given a `source`."""
+        return self.head(
+            self.hidden(tokens, cache=cache, padding=padding, source=source, source_padding=source_padding)
+        )
 
     def hidden_rows(
         self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache], adapters: Sequence[str | None] | None = None
@@ -218,17 +197,34 @@ class CompiledNetwork(Network):
 
     def _run(self, tokens: Sequence[Sequence[int]], rows: Sequence[Row], worn: Sequence[str | None]) -> list[Tensor]:
         check_ids(tokens, self.vocab_size)
+        if self._start_token is not None and any(row.memory is None for row in rows):
+            raise UsageError("the cache of an encoder-decoder holds its source: make it with `start(source)`")
         outfits = self._dressed(rows, worn)
         furthest = check_room(tokens, rows, outfits, self._sizes[1])
-        if self._last_position is not None and furthest > self._last_position:
-            raise UsageError(f"there are {self._last_position} positions, but {furthest} tokens")
-        self._prepare(furthest)
-        if not any(outfits):
-            return self._compute(tokens, rows, outfits)
-        # those who wear the same side by side: what they wear is read once
-        order = sorted(range(len(rows)), key=lambda row: worn[row] or "")
-        found = self._compute([tokens[i] for i in order], [rows[i] for i in order], [outfits[i] for i in order])
-        return [states for _, states in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+        if self._built.places is not None and furthest > self._built.places:
+            raise UsageError(f"there are {self._built.places} positions, but {furthest} tokens")
+        self._runner.prepare(furthest)
+        whole = [self._whole(new, row) for new, row in zip(tokens, rows, strict=True)]
+        found: dict[int, Tensor] = {}
+        for long in (False, True):
+            # those who wear the same side by side: what they wear is read once
+            order = sorted((i for i, row in enumerate(rows) if row.long == long), key=lambda i: worn[i] or "")
+            if order:
+                several = ([which[i] for i in order] for which in (whole, rows, outfits))
+                found.update(zip(order, self._runner.compute(*several, long=long), strict=True))  # type: ignore[arg-type]
+        return [found[i][len(found[i]) - len(new) :] for i, new in enumerate(tokens)]
+
+    def _whole(self, new: Sequence[int], row: Row) -> Sequence[int]:
+        """What is to be read: `new` tokens, or the whole text where it is turned otherwise than before."""
+        if self._original is None:
+            return new
+        text = [*(row.text or ()), *new]
+        long = len(text) > self._original
+        if row.length and long != row.long:
+            row.truncate(0)
+        reads = new if row.length else text
+        row.text, row.long = text, long
+        return reads
 
     def _dressed(self, rows: Sequence[Row], worn: Sequence[str | None]) -> list[Outfit | None]:
         """Return what each row wears, made ready; a row that is still empty begins with its virtual positions."""
@@ -246,47 +242,14 @@ class CompiledNetwork(Network):
         if outfit.row is None:
             row, vectors = Row(self.page_bytes), outfit.vectors()
             if vectors is not None:
-                self._prepare(outfit.virtual)
-                self._compute([[0] * outfit.virtual], [row], [None], vectors)
+                self._runner.prepare(outfit.virtual)
+                self._runner.compute([[0] * outfit.virtual], [row], [None], vectors / self._built.given_scale)
             else:
                 row.grow(outfit.virtual)
-                for layer, held in zip(self._program.layers, outfit.keys_values(self.base), strict=True):
+                for layer, held in zip(self._program.pages.layers, outfit.keys_values(self.base), strict=True):
                     row.write(layer, *held)
             outfit.row = row
         return outfit.row
-
-    def _compute(
-        self,
-        tokens: Sequence[Sequence[int]],
-        rows: Sequence[Row],
-        outfits: Sequence[Outfit | None],
-        vectors: Tensor | None = None,
-    ) -> list[Tensor]:
-        call = Call(tokens, rows, outfits, vectors)
-        own = self._words(outfits) | {
-            board.ANGLES: self._angles.address,
-            board.SCRATCH: address(self._scratch),
-            board.SCRATCH_STRIDE: self._scratch_stride,
-        }
-        out = torch.empty(sum(call.lengths), self.dim)
-        for start, n, words in call.chunks():
-            self._crew.run(*self._ranges["body", any(outfits)], n, words | own)
-            out[start : start + n] = self._read(self._out, n)
-        return list(torch.split(out, call.lengths))
-
-    def _words(self, outfits: Sequence[Outfit | None]) -> dict[int, int]:
-        """Have the operations and the thin rows that these outfits need."""
-        reached = self._closet.reached  # lets go of what was taken off, too
-        if any(outfits) and reached != self._reached:
-            self._load(reached)
-        stride = 4 * max((outfit.low for outfit in outfits if outfit is not None), default=0)
-        if CHUNK * stride > len(self._low):
-            self._low = aligned(CHUNK * stride)
-        return {board.LOW: address(self._low), board.LOW_STRIDE: stride}
-
-    def _read(self, buffer: Any, n: int) -> Tensor:
-        rows = torch.from_numpy(buffer.array.view(np.float32).reshape(buffer.rows, -1))
-        return rows[:n, : buffer.width]
 
     def head(self, hidden: Tensor) -> Tensor:  # noqa: D102
         flat = hidden.reshape(-1, self.dim)
@@ -300,16 +263,7 @@ class CompiledNetwork(Network):
         site = self._program.sites["lm_head"].number
         outfits = [None if name is None else self._closet.outfit(name, fresh=False) for name in worn]
         outfits = [outfit if outfit is not None and site in outfit.reached else None for outfit in outfits]
-        own, ops = self._words(outfits), self._ranges["head", any(outfits)]
-        found = np.empty((len(hidden), self.vocab_size), dtype=np.float32)
-        for start in range(0, len(hidden), _HEAD_ROWS):
-            part = hidden[start : start + _HEAD_ROWS]
-            self._read(self._head_in, len(part))[:] = part
-            worn_here = spans([1] * len(hidden), outfits, start, start + len(part))
-            own |= {board.SPANS: address(worn_here), board.N_SPANS: len(worn_here)}
-            self._crew.run(*ops, len(part), own)
-            found[start : start + len(part)] = self._read(self._logits, len(part)).numpy()
-        return found
+        return self._runner.logits(hidden, outfits)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: its weights are laid out for the kernels."""
@@ -318,3 +272,13 @@ class CompiledNetwork(Network):
     def initialise(self) -> None:
         """Refused: a compiled network is made from one that has its weights."""
         raise UsageError("a compiled network cannot be trained: train the network that it was made from")
+
+
+def _real(rows: list[list[int]], padding: Tensor | None) -> list[list[int]]:
+    """The tokens of each row, without what fills it up."""
+    if padding is None:
+        return rows
+    return [
+        [token for token, there in zip(row, real, strict=True) if there]
+        for row, real in zip(rows, padding.tolist(), strict=True)
+    ]

@@ -13,7 +13,7 @@ from loquela.engine import vectors as v
 from loquela.engine.cached import jit
 from loquela.engine.storing import store
 
-__all__ = ["activate", "activation", "embed", "normalise", "quantise_row", "rotate_and_store"]
+__all__ = ["activate", "activation", "embed", "normalise", "place", "quantise_row", "rotate_and_store"]
 
 ZERO, ONE, TWO, HALF = np.float32(0), np.float32(1), np.float32(2), np.float32(0.5)
 LEAST = np.float32(-np.inf)
@@ -69,6 +69,18 @@ def embed(op, t, token, position, given):
         if places != 0:
             x += v.get_f32(places + position * place_bytes + 4 * i)
         v.set_f32(out + 4 * i, x)
+
+
+@jit
+def place(op, t, position):
+    """`x = scale · x + places[position]`, where there are places."""
+    row, width, scale, places = op[1] + t * op[2], op[3], v.splat(v.bits_to_float(op[4])), op[5]
+    for i in range(0, width, 16):
+        count = min(16, width - i)
+        x = v.mul(v.load_first(row + 4 * i, count), scale)
+        if places != 0:
+            x = v.add(x, v.load_first(places + position * op[6] + 4 * i, count))
+        v.store_first(row + 4 * i, x, count)
 
 
 @jit
@@ -207,11 +219,16 @@ def activation(kind, x):
 
 @jit
 def activate(op, t, first, last):
-    """`activation(gate) ⊙ up`, or `activation(up)` where nothing is gated, of columns from `first` to `last`."""
+    """`activation(gate) ⊙ up`, or `activation(up)` where nothing is gated, of columns from `first` to `last`.
+
+    With a `cap` it is `cap · activation(up / cap)`.
+    """
     kind, src, hidden, gated, dst = op[1], op[2] + t * op[3], op[4], op[5], op[6] + t * op[7]
+    cap = v.bits_to_float(op[14])
     for i in range(first, min(last, hidden), 16):
         count = min(16, hidden - i)
-        y = activation(kind, v.load_first(src + 4 * i, count))
+        x = v.load_first(src + 4 * i, count)
+        y = v.mul(activation(kind, v.div(x, v.splat(cap))), v.splat(cap)) if cap != ZERO else activation(kind, x)
         if gated != 0:
             y = v.mul(y, v.load_first(src + 4 * (hidden + i), count))
         v.store_first(dst + 4 * i, y, count)

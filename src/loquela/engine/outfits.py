@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from loquela.engine.adapting import RECORD
+from loquela.engine.bricks import ACTIVATION_CODES, Site, unknown
 from loquela.engine.memory import address
 from loquela.engine.pages import Row
-from loquela.engine.program import ACTIVATION_CODES, Site, unknown
 from loquela.errors import UsageError
 from loquela.layers.feedforward import ACTIVATIONS
 from loquela.models.base import Network
@@ -94,10 +94,14 @@ class _Terms:
 
 
 class Closet:
-    """The outfits of a compiled network, made from the adapters on `base`."""
+    """The outfits of a compiled network, made from the adapters on `base`.
 
-    def __init__(self, base: Network, sites: Mapping[str, Site]) -> None:
-        self.base, self._sites = base, sites
+    `begins` says whether something may stand before a text: not where that is read from a source, or anew when it grows
+    long.
+    """
+
+    def __init__(self, base: Network, sites: Mapping[str, Site], *, begins: bool = True) -> None:
+        self.base, self._sites, self._begins = base, sites, begins
         self._outfits: dict[str, Outfit] = {}
         self._reached: frozenset[int] | None = None
 
@@ -160,6 +164,8 @@ class Closet:
     def _fitted(self, adapter: Adapter) -> Outfit:
         outfit = Outfit(adapter, np.zeros((len(self._sites), RECORD), dtype=np.int64), _state(adapter))
         low: dict[int, int] = {}
+        if adapter.virtual is not None and not self._begins:
+            raise unknown(f"virtual positions of a {self.base.config.model_type}")
         for name, part in adapter.parts.items():
             if type(part) is Part:  # marks where a soft prompt is read
                 continue
@@ -231,15 +237,16 @@ def _state(adapter: Adapter) -> object:
 
 
 def without_weights(network: Network) -> Network:
-    """Return a copy of `network` with the same adapters, whose matrices, but the embedding, take no memory."""
+    """Return a copy of `network` with the same adapters, whose matrices, but embeddings, take no memory."""
     memo: dict[int, Any] = {}
     for parameter in network.parameters():
         if parameter.dim() > 1:
             # not `empty_like`: on the meta device it imports a fifth of torch
             nothing = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
             memo[id(parameter)] = nn.Parameter(nothing, requires_grad=False)
-    embedding: Any = network.token_embedding
-    memo[id(embedding.weight)] = embedding.weight
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            memo[id(module.weight)] = module.weight
     wardrobe = wardrobe_of(network)
     for adapter in {} if wardrobe is None else wardrobe.adapters.values():
         memo.update((id(tensor), tensor) for _, tensor in adapter.tensors())

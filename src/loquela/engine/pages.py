@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from loquela.engine.storing import key_block, store_all, value_row
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
 
-__all__ = ["POSITIONS", "LayerPages", "PagedCache", "Row"]
+__all__ = ["POSITIONS", "LayerPages", "Layout", "PagedCache", "Row"]
 
 POSITIONS = 32
 """Positions of a page, which holds them for all layers."""
@@ -37,8 +37,31 @@ class LayerPages:
         return int(2 * key_block(self.kind, self.width) + POSITIONS * value_row(self.kind, self.padded))
 
 
+class Layout:
+    """What a page holds: layers one after the other, or, where they `share` it, each after another's time."""
+
+    def __init__(self, kind: int, *, share: bool = False) -> None:
+        self.kind, self.bytes, self.layers = kind, 0, list[LayerPages]()
+        self._share = share
+
+    def add(self, kv_heads: int, width: int) -> LayerPages:
+        """Make room for one more layer."""
+        offset = 0 if self._share else self.bytes
+        layer = LayerPages(offset, kv_heads, width, -(-width // 16) * 16, self.kind)
+        self.bytes = max(self.bytes, offset + kv_heads * layer.head_bytes)
+        self.layers.append(layer)
+        return layer
+
+
 class Row:
     """The pages of one text. A page that another row may see too is copied before anything is written into it."""
+
+    memory: Row | None = None
+    """What an encoder made of the source; never changed, so that rows share it."""
+    text: list[int] | None = None
+    """The tokens themselves, where they may have to be read anew."""
+    long: bool = False
+    """Whether what is held was turned by the angles of long texts."""
 
     def __init__(self, page_bytes: int) -> None:
         self.page_bytes, self.length, self.virtual = page_bytes, 0, 0
@@ -62,12 +85,14 @@ class Row:
         self.length = min(self.length, length)
         kept = -(-self.length // POSITIONS)
         del self.pages[kept:], self.own[kept:]
+        self.text = None if self.text is None else self.text[: self.length]
 
     def fork(self) -> Row:
         """Return a row that holds the same and goes on by itself; the pages are shared until one of both writes."""
         other = Row(self.page_bytes)
         other.length, other.pages, other.addresses = self.length, list(self.pages), self.addresses.copy()
-        other.virtual = self.virtual
+        other.virtual, other.memory, other.long = self.virtual, self.memory, self.long
+        other.text = None if self.text is None else list(self.text)
         self.own = [False] * len(self.pages)
         other.own = list(self.own)
         return other
@@ -100,9 +125,12 @@ class PagedCache(Cache):
     A deep copy, like `select`, shares the pages.
     """
 
-    def __init__(self, page_bytes: int) -> None:
+    def __init__(self, page_bytes: int, memories: Sequence[Row] = (), *, unreads: bool = True) -> None:
         super().__init__(0)
-        self.rows = [Row(page_bytes)]
+        self.rows = [Row(page_bytes) for _ in memories or (None,)]
+        self.unreads = unreads
+        for row, memory in zip(self.rows, memories, strict=False):
+            row.memory = memory
 
     @property
     def length(self) -> int:
@@ -132,14 +160,15 @@ class PagedCache(Cache):
         self.rows = [Row(self.rows[0].page_bytes) for _ in range(rows)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PagedCache:
-        other = PagedCache(self.rows[0].page_bytes)
+        other = PagedCache(self.rows[0].page_bytes, unreads=self.unreads)
         other.rows = [row.fork() for row in self.rows]
         return other
 
     @property
     def bytes(self) -> int:
         """Memory of the pages, shared ones included."""
-        return sum(page.nbytes for page in _once(page for row in self.rows for page in row.pages))
+        memories = [row.memory for row in self.rows if row.memory is not None]
+        return sum(page.nbytes for page in _once(page for row in [*self.rows, *memories] for page in row.pages))
 
 
 def _once(pages: Iterable[npt.NDArray[np.uint8]]) -> Iterable[npt.NDArray[np.uint8]]:

@@ -6,66 +6,28 @@ kernels are in `kernels`, `products` and `attending`.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from loquela.checkpoint.tensors import StoredTensor
 from loquela.engine import crew as code
-from loquela.engine.buffers import Buffer, Rounded
+from loquela.engine.bricks import ACTIVATION_CODES, Site, bits_of_float, kind_of, norm_weight, unknown
+from loquela.engine.buffers import Buffer, Columns, Rounded
 from loquela.engine.crew import COLUMNS
 from loquela.engine.memory import Arena, address, aligned
-from loquela.engine.pages import LayerPages
+from loquela.engine.pages import Layout
 from loquela.engine.products import KINDS
 from loquela.engine.quantize import GROUP, laid_out, together
 from loquela.engine.storing import CACHE_KINDS
-from loquela.errors import UsageError
-from loquela.layers.attention import MultiHeadAttention
-from loquela.layers.feedforward import ACTIVATIONS
-from loquela.layers.norms import LayerNorm, RMSNorm
+from loquela.layers.norms import LayerNorm
 
-__all__ = ["ACTIVATION_CODES", "Program", "Site", "kind_of", "unknown"]
+__all__ = ["Program"]
 
-ACTIVATION_CODES: dict[Callable[[Tensor], Tensor], int] = {
-    F.silu: 0,
-    F.relu: 1,
-    ACTIVATIONS["relu2"]: 2,
-    ACTIVATIONS["gelu_new"]: 3,
-    F.gelu: 4,
-    F.tanh: 5,
-}
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-def kind_of(module: nn.Module) -> type[nn.Module]:
-    """The class of a brick, without what adapters mixed into it: the engine computes what the base does."""
-    return getattr(type(module), "undressed", type(module))
-
-
-def unknown(what: str) -> UsageError:
-    """The error for a brick that the engine does not know."""
-    return UsageError(f"the compiled engine does not know {what}: use the torch engine")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place that an adapter can reach: what it adds to is `width` columns of a buffer, from `column` on."""
-
-    number: int
-    group: int
-    """The number of the first of the sites that are done together, side by side."""
-    column: int
-    width: int
-    inputs: int
-    """Numbers of what it reads."""
-    scales: bool
-    """Whether nothing else reads that, so that it can be multiplied in place."""
 
 
 class Program:
@@ -73,18 +35,20 @@ class Program:
 
     def __init__(self, rows: int, quantize: str | None, cache_dtype: str, stored: Mapping[str, StoredTensor]) -> None:
         self._in_files, self._work = stored, list[Callable[[], None]]()
-        self.rows, self.quantize, self.kind = rows, quantize, CACHE_KINDS[cache_dtype]
+        self.quantize = quantize
+        self.rows, self.bits = rows, {None: 0, "int8": 8, "int4": 4}[quantize]
+        self.pages, self.memory = Layout(CACHE_KINDS[cache_dtype]), Layout(CACHE_KINDS[cache_dtype])
+        self.source = Layout(CACHE_KINDS["float32"], share=True)
+        """Pages of a text's own keys and values; of those of an encoder's output; of a source while it is read."""
         self.ops: list[tuple[list[int], tuple[int, ...], bool]] = []
         """Operations; sites; whether it is done only where an adapter reaches one of them, or only where none does."""
         self.sites: dict[str, Site] = {}
-        self.layers: list[LayerPages] = []
         self.kept: list[Any] = []
-        self.page_bytes = 0
         self.most_padded = 16
         self.weight_bytes = 0
         self._buffers: dict[tuple[str, int, int], Any] = {}
         self._arena = Arena()
-        self._zeros = self._keep(aligned(64))
+        self._zeros = self.keep(aligned(64))
 
     def table(self, first: int, last: int, reached: frozenset[int] = frozenset()) -> list[list[int]]:
         """The operations from `first` to `last` as the crew reads them, where adapters reach these sites."""
@@ -105,44 +69,70 @@ class Program:
             self._buffers[key] = Rounded(of.rows, of.width)
         return self._buffers[key]  # type: ignore[no-any-return]
 
+    def array(self, name: str, size: int) -> Any:
+        """Bytes by their name and size; the same for all layers."""
+        key = (name, size, 0)
+        if key not in self._buffers:
+            self._buffers[key] = aligned(size)
+        return self._buffers[key]
+
     # -- operations
 
-    def embed(self, tokens: nn.Embedding, places: nn.Embedding | None, x: Buffer) -> None:
-        """`x = tokens[id] (+ places[position])`."""
+    def embed(
+        self, name: str, tokens: nn.Embedding, x: Buffer, *, scale: float = 1.0, places: Tensor | None = None,
+        places_name: str | None = None,
+    ) -> None:  # fmt: skip
+        """`x = scale · tokens[id] (+ places[position])`; adapters reach tokens and places by their names."""
         table, kind = self._matrix(tokens.weight)
-        positions, bytes_each = 0, 0
-        if places is not None:
-            wide = self._keep(places.weight.detach().float().contiguous())
-            positions, bytes_each = address(wide), wide.shape[1] * 4
+        wide = None if places is None else self.keep(places.detach().float().contiguous())
+        positions, bytes_each = (0, 0) if wide is None else (address(wide), wide.shape[1] * 4)
+        at_once = (positions, bytes_each) if scale == 1.0 else (0, 0)
         row_bytes = table.shape[1] * table.element_size()
-        self._add(code.EMBED, address(table), kind, row_bytes, x.width, x.address, x.stride, positions, bytes_each)
-        for lookup, (name, module) in enumerate((("token_embedding", tokens), ("position_embedding", places)), 1):
-            if module is not None:
-                sites = self._sites([(name, x.width, module.num_embeddings)], scales=False)
-                self._adapted(sites, x, x, lookup=lookup)
+        self.add(code.EMBED, address(table), kind, row_bytes, x.width, x.address, x.stride, *at_once)
+        self._looked_up(name, tokens.num_embeddings, x, 1)
+        if scale != 1.0:  # what adapters add to an embedding is scaled too
+            self.add(code.PLACE, x.address, x.stride, x.width, bits_of_float(scale), positions, bytes_each)
+        if wide is not None and places_name is not None:
+            self._looked_up(places_name, len(wide), x, 2)
 
-    def norm(self, norm: Any, x: Buffer, y: Buffer, *, rounds: bool, adds: bool = False) -> None:
+    def _looked_up(self, name: str, count: int, x: Buffer, lookup: int) -> None:
+        self._adapted(self._sites([(name, x.width, count)], scales=False), x, x, lookup=lookup)
+
+    def scale(self, x: Buffer, factor: float) -> None:
+        """`x = factor · x`."""
+        if factor != 1.0:
+            self.add(code.PLACE, x.address, x.stride, x.width, bits_of_float(factor), 0, 0)
+
+    def norm(
+        self, norm: Any, x: Buffer | Columns, y: Buffer | Columns, *, rounds: bool = False, adds: bool = False
+    ) -> None:
         """`y = norm(x)`, or `y += norm(x)`; where it `rounds`, for a product of int8 as well."""
-        if kind_of(norm) is RMSNorm:
-            weight, bias, eps, centred = norm.weight, None, norm.eps, 0
-        elif kind_of(norm) is LayerNorm:
-            weight, bias, eps, centred = norm.weight, norm.bias, norm.eps, 1
+        if kind_of(norm) is LayerNorm:
+            weight, bias, centred = norm.weight, norm.bias, 1
         else:
-            raise unknown(f"a norm of kind {kind_of(norm).__name__}")
-        r = self.rounded(y) if rounds else None
-        self._add(
-            code.NORM, x.address, x.stride, y.address, y.stride, x.width, self._vector(weight), self._vector(bias),
-            centred, _bits(eps), int(adds), *((r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)),
+            weight, bias, centred = norm_weight(norm), None, 0
+        self.add(
+            code.NORM, x.address, x.stride, y.address, y.stride, x.width, self.vector(weight), self.vector(bias),
+            centred, bits_of_float(norm.eps), int(adds), *self._rounding(y, rounds),
         )  # fmt: skip
 
-    def linear(self, layers: dict[str, nn.Linear], x: Buffer, y: Buffer, *, bits: int) -> None:
+    def _rounding(self, y: Any, rounds: bool) -> tuple[int, int, int, int]:
+        """Where the int8 form of `y` goes, its stride, groups and padded width; zeros where it is not needed."""
+        r = self.rounded(y) if rounds else None
+        return (0, 0, 0, 0) if r is None else (r.address, r.stride, GROUP, r.padded)
+
+    def linear(
+        self, layers: dict[str, nn.Linear], x: Buffer, y: Buffer, *, bits: int, own: bool = True,
+        bias: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """`y = [layer(x) for each]`, side by side; 8 or 4 `bits`, or 0: as they are stored. Layers are by name.
 
-        With bits, the int8 form of `x` must be there.
+        With bits, the int8 form of `x` must be there. `own` says that nothing else reads `x`. A `bias` is added.
         """
-        sites = self._sites([(name, layer.out_features, layer.in_features) for name, layer in layers.items()])
+        places = [(name, layer.out_features, layer.in_features) for name, layer in layers.items()]
+        sites = self._sites(places, scales=own)
         self._scaled(sites, x, bits)
-        self._product(self._stored(layers, bits), x, y)
+        self._product(self.stored(layers, bits, bias), x, y)
         self._adapted(sites, x, y)
 
     def back(
@@ -154,9 +144,9 @@ class Program:
         """
         into = self.buffer("into", stream.width)
         own = self._sites([(name, layer.out_features, layer.in_features)])
-        half = self._sites([(name.rpartition(".")[0], stream.width, stream.width)], scales=False)
+        half = self._half(name.rpartition(".")[0], stream.width)
         self._scaled(own, x, bits)
-        reached, stored = (own[0].number, half[0].number), self._stored({name: layer}, bits)
+        reached, stored = (own[0].number, half[0].number), self.stored({name: layer}, bits)
         if norm is None:
             self._product(stored, x, stream, adds=True, sites=reached)
             self._product(stored, x, into, sites=reached, when=True)
@@ -165,17 +155,32 @@ class Program:
         self._adapted(own, x, into)
         self._adapted(half, read, into)
         if norm is None:
-            sum_ = code.ADD, into.address, into.stride, stream.address, stream.stride, stream.width
-            self._add(*sum_, sites=reached, when=True)
+            self._sum(into, stream, sites=reached, when=True)
         else:
-            self.norm(norm, into, stream, rounds=False, adds=True)
+            self.norm(norm, into, stream, adds=True)
+
+    def join(self, half: str, into: Buffer, stream: Buffer, *, read: Buffer, norm: Any = None) -> None:
+        """`stream += into`, what the `half` of a block made of `read`; see `back`."""
+        self._adapted(self._half(half, stream.width), read, into)
+        if norm is None:
+            self._sum(into, stream)
+        else:
+            self.norm(norm, into, stream, adds=True)
+
+    def _half(self, name: str, width: int) -> list[Site]:
+        return self._sites([(name, width, width)], scales=False)
+
+    def _sum(self, x: Buffer, stream: Buffer, *, sites: tuple[int, ...] = (), when: bool = False) -> None:
+        self.add(code.ADD, x.address, x.stride, stream.address, stream.stride, stream.width, sites=sites, when=when)
 
     def fill(self, threads: int) -> None:
         """Read and round the matrices of few bits: to be called once, before the first run."""
         together(self._work, threads)
         self._work.clear()
 
-    def _stored(self, named: Mapping[str, nn.Linear], bits: int) -> tuple[list[tuple[int, ...]], int]:
+    def stored(
+        self, named: Mapping[str, nn.Linear], bits: int, bias_of_all: Tensor | None = None
+    ) -> tuple[list[tuple[int, ...]], int]:
         """Matrices to be multiplied one after the other (kind, address, stride, columns, rows), and their bias."""
         layers = [*named.values()]
         for layer in layers:
@@ -183,22 +188,25 @@ class Program:
                 raise unknown(f"a matrix of kind {kind_of(layer).__name__}")
         rows = [layer.out_features for layer in layers]
         bias = 0
-        if any(layer.bias is not None for layer in layers):
+        if bias_of_all is not None or any(layer.bias is not None for layer in layers):
             joined = torch.zeros(-(-sum(rows) // 16) * 16)
+            if bias_of_all is not None:
+                joined[: sum(rows)] = bias_of_all.detach()
             for start, layer in zip(np.cumsum([0, *rows]), layers, strict=False):
                 if layer.bias is not None:
-                    joined[start : start + layer.out_features] = layer.bias.detach()
-            bias = address(self._keep(joined))
+                    joined[start : start + layer.out_features] += layer.bias.detach()
+            bias = address(self.keep(joined))
         if bits:
             parts = [self._in_files.get(f"{name}.weight", layer.weight) for name, layer in named.items()]
             array, tile, padded, work = laid_out(parts, bits, self._arena)
             self._work += work
-            self._keep(array)
+            self.keep(array)
             self.weight_bytes += array.nbytes
             return [(KINDS[f"int{bits}"], address(array), tile, padded, sum(rows))], bias
         found: list[tuple[int, ...]] = []
-        for layer in layers:
-            weight, kind = self._matrix(layer.weight)
+        for name, layer in named.items():
+            there = self._in_files.get(f"{name}.weight")
+            weight, kind = self._matrix(layer.weight if there is None else there.read_rows(0, layer.out_features))
             self.weight_bytes += weight.numel() * weight.element_size()
             found.append((kind, address(weight), weight.shape[1] * weight.element_size(), weight.shape[1], len(weight)))
         return found, bias
@@ -217,16 +225,18 @@ class Program:
         for kind, w, w_s, k, m in stored[0]:
             given: Any = self.rounded(x) if kind >= KINDS["int8"] else x
             out = y.address + 4 * start
-            b = (bias + 4 * start, 4) if bias else (self._zeros_at, 0)
-            res = (out, y.stride, 4) if adds else (self._zeros_at, 0, 0)
+            b = (bias + 4 * start, 4) if bias else (self.zeros, 0)
+            res = (out, y.stride, 4) if adds else (self.zeros, 0, 0)
             op = code.MULTIPLY, kind, w, w_s, k, m, given.address, given.stride, out, y.stride, *b, *res
-            self._add(*op, sites=sites, when=when)
+            self.add(*op, sites=sites, when=when)
             start += m
 
     # -- adapters
 
     def _sites(self, places: Sequence[tuple[str, int, int]], *, scales: bool = True) -> list[Site]:
         """Number places (name, width of the output, of the input) whose outputs stand side by side."""
+        if len(places) == 1 and places[0][0] in self.sites:  # one embedding for source and target
+            return [self.sites[places[0][0]]]
         group, column, found = len(self.sites), 0, []
         for name, width, inputs in places:
             self.sites[name] = Site(len(self.sites), group, column, width, inputs, scales and len(places) == 1)
@@ -236,83 +246,61 @@ class Program:
 
     def _scaled(self, sites: list[Site], x: Buffer, bits: int) -> None:
         if len(sites) == 1:
-            r = self.rounded(x) if bits else None
-            rounding = (r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)
-            op = code.SCALE, sites[0].number, x.address, x.stride, x.width, *rounding
-            self._add(*op, sites=(sites[0].number,), when=True)
+            op = code.SCALE, sites[0].number, x.address, x.stride, x.width, *self._rounding(x, bits != 0)
+            self.add(*op, sites=(sites[0].number,), when=True)
 
     def _adapted(self, sites: list[Site], x: Buffer, y: Buffer, *, lookup: int = 0) -> None:
         """What adapters add at `sites`, which read `x` and give `y`; `lookup` 1: the token's id, 2: its position."""
         numbers = tuple(site.number for site in sites)
         for which in (code.LOWER, code.LIFT):
-            op = which, numbers[0], len(numbers), x.address, x.stride, y.address, y.stride, lookup, self._zeros_at
-            self._add(*op, sites=numbers, when=True)
+            op = which, numbers[0], len(numbers), x.address, x.stride, y.address, y.stride, lookup, self.zeros
+            self.add(*op, sites=numbers, when=True)
 
     def round(self, x: Buffer) -> None:
         """Make the int8 form of `x`."""
         r = self.rounded(x)
-        self._add(code.QUANTISE, x.address, x.stride, r.address, r.stride, x.width, r.padded, GROUP)
+        self.add(code.QUANTISE, x.address, x.stride, r.address, r.stride, x.width, r.padded, GROUP)
 
-    def attention(
-        self, layer: MultiHeadAttention, qkv: Buffer, y: Buffer, *, turned: int, slot: int, window: int | None
-    ) -> None:
-        """Rotate, store, attend. `turned` dimensions of a head are rotated, by the angles in `slot`."""
-        width, padded, offset = layer.head_dim, -(-layer.head_dim // 16) * 16, self.page_bytes
-        pages = LayerPages(offset, layer.kv_heads, width, padded, self.kind)
-        head_bytes = pages.head_bytes
-        self.page_bytes += layer.kv_heads * head_bytes
-        self.layers.append(pages)
-        self.most_padded = max(self.most_padded, padded)
-        norms = []
-        for norm in (layer.q_norm, layer.k_norm):
-            if norm is not None and (kind_of(norm) is not RMSNorm or norm.weight is None):
-                raise unknown(f"a norm of kind {kind_of(norm).__name__} on queries and keys")
-            norms.append(self._vector(norm.weight if isinstance(norm, RMSNorm) else None))
-        eps = layer.q_norm.eps if isinstance(layer.q_norm, RMSNorm) else 0.0
-        scale = width**-0.5 if layer.scale is None else layer.scale
-        self._add(
-            code.ROTATE, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, turned, _bits(scale), *norms,
-            _bits(eps), offset, head_bytes, self.kind, padded, slot,
-        )  # fmt: skip
-        self._add(
-            code.ATTEND, qkv.address, qkv.stride, layer.heads, layer.kv_heads, width, window or 0, offset, head_bytes,
-            self.kind, y.address, y.stride, padded,
-        )  # fmt: skip
+    def activate(
+        self, activation: Callable[[Tensor], Tensor], gated: bool, x: Buffer, y: Buffer, *, rounds: bool,
+        cap: float = 0.0, slots: int = 1,
+    ) -> None:  # fmt: skip
+        """`y = activation(gate) ⊙ up` of `x = [gate, up]`, or `y = activation(x)`; of so many `slots` of each token.
 
-    def activate(self, activation: Callable[[Tensor], Tensor], gated: bool, x: Buffer, y: Buffer, rounds: bool) -> None:
-        """`y = activation(gate) ⊙ up` of `x = [gate, up]`, or `y = activation(x)`."""
+        With a `cap` it is `cap · activation(x / cap)`.
+        """
         kind = ACTIVATION_CODES.get(activation)
         if kind is None:
             raise unknown(f"the activation {getattr(activation, '__name__', activation)}")
-        r = self.rounded(y) if rounds else None
+        r = self._rounding(y, rounds)
         parts = max(1, y.width // 1024)
-        self._add(
+        self.add(
             code.ACTIVATE, kind, x.address, x.stride, y.width, int(gated), y.address, y.stride,
-            *((r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)), parts, r.padded if r else y.width,
+            *r, parts, r[3] or y.width, bits_of_float(cap), slots,
         )  # fmt: skip
 
     # -- what they point to
 
-    def _add(self, *op: int, sites: tuple[int, ...] = (), when: bool = False) -> None:
+    def add(self, *op: int, sites: tuple[int, ...] = (), when: bool = False) -> None:
+        """Append an operation; see `ops`."""
         assert len(op) <= COLUMNS
         self.ops.append(([*op], sites, when))
 
-    def _keep(self, thing: Any) -> Any:
+    def keep(self, thing: Any) -> Any:
+        """Hold what an operation points to."""
         self.kept.append(thing)
         return thing
 
     @property
-    def _zeros_at(self) -> int:
+    def zeros(self) -> int:
+        """Where sixteen zeros are."""
         return address(self._zeros)
 
-    def _vector(self, values: Tensor | None) -> int:
-        return 0 if values is None else address(self._keep(values.detach().float().contiguous()))
+    def vector(self, values: Tensor | None) -> int:
+        """Where values stand in float32; 0 for none."""
+        return 0 if values is None else address(self.keep(values.detach().float().contiguous()))
 
     def _matrix(self, weight: Tensor) -> tuple[Tensor, int]:
         if weight.dtype not in _DTYPES or weight.device.type != "cpu":
             raise unknown(f"weights of {weight.dtype} on {weight.device}")
-        return self._keep(weight.detach().contiguous()), KINDS[_DTYPES[weight.dtype]]
-
-
-def _bits(value: float) -> int:
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])
+        return self.keep(weight.detach().contiguous()), KINDS[_DTYPES[weight.dtype]]

@@ -142,10 +142,10 @@ class RelativeBias(nn.Module):
         """Return the bias (heads, queries, keys) of the last `queries` of `keys` positions."""
         device = self.table.weight.device
         query = torch.arange(keys - queries, keys, device=device)[:, None]
-        return self.table(self._bucket(torch.arange(keys, device=device) - query)).permute(2, 0, 1)  # type: ignore[no-any-return]
+        return self.table(self.bucket(torch.arange(keys, device=device) - query)).permute(2, 0, 1)  # type: ignore[no-any-return]
 
-    def _bucket(self, offset: Tensor) -> Tensor:
-        """Bucket of each key's position minus the query's."""
+    def bucket(self, offset: Tensor) -> Tensor:
+        """Return the bucket of each `offset` (…), a key's position minus the query's; same shape."""
         buckets, ahead = self.buckets, torch.zeros_like(offset)
         if self.bidirectional:
             buckets //= 2

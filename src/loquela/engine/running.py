@@ -1,0 +1,118 @@
+"""A program, the crew that runs it, and the memory that a call needs beside the buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from loquela.engine import crew as board
+from loquela.engine.angles import Angles
+from loquela.engine.attending import ROWS
+from loquela.engine.building import HEAD_ROWS, Built
+from loquela.engine.calls import CHUNK, Call, spans
+from loquela.engine.crew import Crew
+from loquela.engine.memory import address, aligned
+from loquela.engine.outfits import Closet, Outfit
+from loquela.engine.pages import Row
+from loquela.engine.sources import read_sources
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """Runs the parts of a network's program for rows of tokens and what they wear."""
+
+    def __init__(self, built: Built, closet: Closet, threads: int) -> None:
+        self.built, self._closet = built, closet
+        self._crew = Crew(2 * len(built.program.ops), threads)
+        self._scratch: npt.NDArray[np.uint8] = aligned(0)
+        self._low: npt.NDArray[np.uint8] = aligned(0)
+        self._reach = 0
+        self._nowhere = np.zeros(HEAD_ROWS, dtype=np.int64)
+        self._load(frozenset())
+
+    def _load(self, reached: frozenset[int]) -> None:
+        """Give the crew the operations of rows without adapters, and of calls in which some have one."""
+        self._reached = reached
+        plain, parts = self.built.table(frozenset())
+        dressed, others = self.built.table(reached)
+        self._parts = {False: parts, True: {k: (a + len(plain), b + len(plain)) for k, (a, b) in others.items()}}
+        self._crew.load(plain + dressed)
+
+    def prepare(self, position: int) -> None:
+        """Have angles, biases and room for scores up to a position."""
+        if position < self._reach:
+            return
+        self._reach = self.built.reach(position)
+        padded, scores = self.built.program.most_padded, (self._reach + 32) * 4
+        self._scratch_stride = 64 + ROWS * (8 * padded + scores)
+        self._scratch = aligned(self._scratch_stride * self._crew.threads)
+        for me in range(self._crew.threads):
+            self._scratch[me * self._scratch_stride :][:8].view(np.int64)[0] = scores
+
+    def compute(
+        self,
+        tokens: Sequence[Sequence[int]],
+        rows: Sequence[Row],
+        outfits: Sequence[Outfit | None],
+        vectors: Tensor | None = None,
+        *,
+        long: bool = False,
+    ) -> list[Tensor]:
+        """Return the last hidden states (new, dim) of each row's new tokens; the rows hold them then.
+
+        `vectors` (tokens, dim) are read in place of embeddings. `long` texts are turned by angles of their own.
+        """
+        call = Call(tokens, rows, outfits, vectors)
+        own = self._own(outfits, self.built.angles[long])
+        out = torch.empty(sum(call.lengths), self.built.out.width)
+        for start, n, words in call.chunks():
+            self._crew.run(*self._parts[any(outfits)]["body"], n, words | own)
+            out[start : start + n] = self.built.out.rows_of()[:n]
+        return list(torch.split(out, call.lengths))
+
+    def read(self, sources: Sequence[Sequence[int]], outfits: Sequence[Outfit | None]) -> list[Row]:
+        """Return what the decoder looks at of each source; see `loquela.engine.sources`."""
+        own = self._own(outfits, self.built.angles[0])
+        parts = self._parts[any(outfits)]
+
+        def run(names: Sequence[str], n: int, words: dict[int, int]) -> None:
+            self._crew.run(parts[names[0]][0], parts[names[-1]][1], n, words | own)
+
+        return read_sources(self.built, sources, outfits, run)
+
+    def logits(self, hidden: Tensor, outfits: Sequence[Outfit | None]) -> npt.NDArray[np.float32]:
+        """Return the logits (n, vocab) of hidden states (n, dim)."""
+        own = self._words(outfits) | {board.POSITIONS: address(self._nowhere)}
+        ops = self._parts[any(outfits)]["head"]
+        found = np.empty((len(hidden), self.built.logits.width), dtype=np.float32)
+        for start in range(0, len(hidden), HEAD_ROWS):
+            part = hidden[start : start + HEAD_ROWS]
+            self.built.head_in.rows_of()[: len(part)] = part
+            worn_here = spans([1] * len(hidden), outfits, start, start + len(part))
+            own |= {board.SPANS: address(worn_here), board.N_SPANS: len(worn_here)}
+            self._crew.run(*ops, len(part), own)
+            found[start : start + len(part)] = self.built.logits.rows_of()[: len(part)].numpy()
+        return found
+
+    def _own(self, outfits: Sequence[Outfit | None], angles: Angles) -> dict[int, int]:
+        """The words that are the same for all pieces of a call."""
+        return self._words(outfits) | {
+            board.ANGLES: angles.address,
+            board.SCRATCH: address(self._scratch),
+            board.SCRATCH_STRIDE: self._scratch_stride,
+        }
+
+    def _words(self, outfits: Sequence[Outfit | None]) -> dict[int, int]:
+        """Have the operations and the thin rows that these outfits need."""
+        reached = self._closet.reached  # lets go of what was taken off, too
+        if any(outfits) and reached != self._reached:
+            self._load(reached)
+        stride = 4 * max((outfit.low for outfit in outfits if outfit is not None), default=0)
+        if CHUNK * stride > len(self._low):
+            self._low = aligned(CHUNK * stride)
+        return {board.LOW: address(self._low), board.LOW_STRIDE: stride}
