@@ -242,7 +242,7 @@ class EncoderOnly(Network):
 
         Raises `UsageError` when the width of a head is odd.
         """
-        attentions = [layer.attention for layer in list(self.encoder.layers)[:2]]
+        attentions = [cast(MultiHeadAttention, layer.attention) for layer in list(self.encoder.layers)[:2]]
         width, heads = attentions[0].head_dim, attentions[0].heads
         if width % 2:
             raise UsageError(f"a head must be of an even width to turn waves, but is of {width}")
@@ -257,7 +257,7 @@ class EncoderOnly(Network):
                 rows = slice(head * width, (head + 1) * width)
                 cos, sin = (offset * pace).cos(), (offset * pace).sin()
                 turned = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), -2)  # (waves, 2, 2)
-                queries[rows, :width] = _GAIN * torch.block_diag(*turned)
+                queries[rows, :width] = _GAIN * torch.block_diag(*turned)  # type: ignore[no-untyped-call]
                 keys[rows, :width] = _GAIN * torch.eye(width)
 
 
