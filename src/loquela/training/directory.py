@@ -6,15 +6,19 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+from loquela.checkpoint.files import finish_install, read_json, verify
 from loquela.data.readers import file_hash
-from loquela.errors import DirectoryInUseError, LoquelaError, StorageError
+from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError, StorageError
 from loquela.training.recipe import Recipe
 
-__all__ = ["checkpoints", "claim", "locked"]
+__all__ = ["checkpoints", "claim", "finished_result", "locked", "newest", "remove", "remove_old", "write_file"]
+
+T = TypeVar("T")
 
 _FILES = """loss.csv timing.csv loss.html report.html receipt.json train_results.json manifest.json config.json
     generation_config.json model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json
@@ -95,6 +99,48 @@ def checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a run, the newest first."""
     found = {int(m[1]): p for p in directory.iterdir() if (m := _CHECKPOINT.fullmatch(p.name))}
     return [found[step] for step in sorted(found, reverse=True)]
+
+
+def newest(directory: Path, restore: Callable[[Path], T], what: str) -> tuple[T | None, list[str]]:
+    """Return what `restore` gives of the newest intact checkpoint, if there is one, and what is to be said aloud.
+
+    One whose `restore` raises `CheckpointError` is passed over. `what` begins anew when none is intact.
+    """
+    notes = []
+    for checkpoint in checkpoints(directory):
+        try:
+            restored = restore(checkpoint)
+        except CheckpointError as error:
+            notes.append(f"{checkpoint.name} is damaged and was passed over: {error}")
+            continue
+        return restored, [*notes, f"going on from {checkpoint.name}"]
+    if notes:
+        notes.append(f"no checkpoint is intact: {what} begins anew")
+    return None, notes
+
+
+def remove_old(directory: Path, keep: int | None, kept: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints (None: none is removed), and never that of step `kept`."""
+    for old in checkpoints(directory)[keep:] if keep is not None else ():
+        if old.name != f"checkpoint-{kept}":
+            remove(old)
+
+
+def finished_result(
+    directory: Path, file: str, read: Callable[[dict[str, Any]], T], say: Callable[[str], None], *, what: str, verb: str
+) -> T | None:
+    """Return what a run came to that has ended, as `read` makes it of its `file`, if all is still as it was saved."""
+    finish_install(directory)
+    if not (directory / file).is_file():
+        return None
+    try:
+        verify(directory)
+        result = read(read_json(directory, file))
+    except (TypeError, CheckpointError) as error:
+        say(f"the finished {what} is damaged and will be made again: {error}")
+        return None
+    say(f"{directory} holds this very run, finished: nothing is left to {verb}")
+    return result
 
 
 def remove(path: Path) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loquela.checkpoint.files import INCOMING, finish_install, read_json
-from loquela.checkpoint.store import verify, write_model
+from loquela.checkpoint.files import INCOMING, finish_install
+from loquela.checkpoint.store import write_model
 from loquela.checkpoint.tensors import write_bytes
-from loquela.errors import CheckpointError, StorageError
+from loquela.errors import StorageError
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.curve import write_curve
+from loquela.training.directory import finished_result
 from loquela.training.events import Listener, Note
 from loquela.training.log import read_rows
 from loquela.training.loop import Run
@@ -173,14 +174,8 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 def finished(directory: Path, on_event: Listener) -> TrainResult | None:
     """Return the result of a run that has ended, if its model is still what was saved."""
-    finish_install(directory)
-    if not (directory / RESULTS).is_file():
-        return None
-    try:
-        verify(directory)
-        result = TrainResult.from_dict(read_json(directory, RESULTS) | {"model": str(directory)})
-    except (TypeError, CheckpointError) as error:
-        on_event(Note(f"the finished model is damaged and will be made again: {error}"))
-        return None
-    on_event(Note(f"{directory} holds this very run, finished: nothing is left to train"))
-    return result
+
+    def read(raw: dict[str, Any]) -> TrainResult:
+        return TrainResult.from_dict(raw | {"model": str(directory)})
+
+    return finished_result(directory, RESULTS, read, lambda text: on_event(Note(text)), what="model", verb="train")

@@ -20,7 +20,7 @@ from loquela.errors import CheckpointError, StorageError
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.averaging import Average
-from loquela.training.directory import checkpoints, remove
+from loquela.training.directory import newest, remove, remove_old
 from loquela.training.optimizers import Optimizers
 from loquela.training.precision import LossScale
 from loquela.training.ranks import ALONE, Ranks, alike, local, take, whole
@@ -126,9 +126,7 @@ def save(
             write_bytes(temporary / STATE, json.dumps(asdict(state), indent=2).encode() + b"\n")
     with ranks.together():
         if ranks.main:
-            for old in checkpoints(directory)[keep:] if keep is not None else ():
-                if old.name != f"checkpoint-{kept}":
-                    remove(old)
+            remove_old(directory, keep, kept)
     return target
 
 
@@ -170,18 +168,8 @@ def resume(directory: Path, which: bool | str, held: Held, ranks: Ranks = ALONE)
         if not named:
             raise CheckpointError(f"resume_from_checkpoint must be true, false or a directory, but is {which!r}")
         return restore(named[0], held, ranks), []
-    notes = []
-    candidates = checkpoints(directory) if which else []
-    for checkpoint in candidates:
-        try:
-            state = restore(checkpoint, held, ranks)
-        except CheckpointError as error:
-            notes.append(f"{checkpoint.name} is damaged and was passed over: {error}")
-            continue
-        return state, [*notes, f"going on from {checkpoint.name}"]
-    if notes:
-        notes.append("no checkpoint is intact: training begins anew")
-    return State(world=ranks.world), notes
+    state, notes = newest(directory, lambda path: restore(path, held, ranks), "training") if which else (None, [])
+    return state or State(world=ranks.world), notes
 
 
 def restore(checkpoint: Path, held: Held, ranks: Ranks = ALONE) -> State:

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loquela.checkpoint.files import finish_install, read_json, verify
 from loquela.data import hub
 from loquela.data.pairs import Examples
-from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError
+from loquela.errors import DirectoryInUseError, LoquelaError
 from loquela.evaluation.forgetting import Forgetting, Stage
 from loquela.models.encoder_only import EncoderOnly
-from loquela.training.directory import checkpoints, locked, remove, write_file
+from loquela.training.directory import checkpoints, finished_result, locked, remove, write_file
 from loquela.training.events import Listener, Note
 from loquela.training.interruption import Interruption
 from loquela.tuning.batching import Assembler
@@ -291,14 +290,4 @@ def _claim(directory: Path, recipe: TuneRecipe) -> None:
 
 def _finished(directory: Path, say: Callable[[str], None]) -> TuneResult | None:
     """Return the result of a run that has ended."""
-    finish_install(directory)
-    if not (directory / RESULTS).is_file():
-        return None
-    try:
-        verify(directory)
-        result = TuneResult(**read_json(directory, RESULTS))
-    except (TypeError, CheckpointError) as error:
-        say(f"the finished run is damaged and will be made again: {error}")
-        return None
-    say(f"{directory} holds this very run, finished: nothing is left to tune")
-    return result
+    return finished_result(directory, RESULTS, lambda raw: TuneResult(**raw), say, what="run", verb="tune")

@@ -13,7 +13,7 @@ from torch import Tensor
 from loquela.checkpoint.files import MANIFEST, atomic_directory, read_json, verify
 from loquela.checkpoint.tensors import read_tensors, write_bytes, write_tensors
 from loquela.errors import CheckpointError
-from loquela.training.directory import checkpoints, remove
+from loquela.training.directory import newest, remove, remove_old
 from loquela.training.optimizers import Optimizers
 from loquela.tuning.subject import Subject
 
@@ -74,8 +74,7 @@ def save(
         if best is not None:
             write_tensors(temporary / BEST, dict(best))
         write_bytes(temporary / STATE, json.dumps(asdict(progress), indent=2).encode() + b"\n")
-    for old in checkpoints(directory)[keep:] if keep is not None else ():
-        remove(old)
+    remove_old(directory, keep)
     return target
 
 
@@ -83,17 +82,8 @@ def resume(
     directory: Path, subject: Subject, optimizer: Optimizers
 ) -> tuple[Progress | None, dict[str, Tensor] | None, list[str]]:
     """Take over the newest intact checkpoint, if there is one; also return the best weights, and what is to be said."""
-    notes = []
-    for checkpoint in checkpoints(directory):
-        try:
-            progress, best = _restore(checkpoint, subject, optimizer)
-        except CheckpointError as error:
-            notes.append(f"{checkpoint.name} is damaged and was passed over: {error}")
-            continue
-        return progress, best, [*notes, f"going on from {checkpoint.name}"]
-    if notes:
-        notes.append("no checkpoint is intact: tuning begins anew")
-    return None, None, notes
+    found, notes = newest(directory, lambda path: _restore(path, subject, optimizer), "tuning")
+    return *(found or (None, None)), notes
 
 
 def _restore(checkpoint: Path, subject: Subject, optimizer: Optimizers) -> tuple[Progress, dict[str, Tensor] | None]:
