@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loquela.generation.rules import History
-from loquela.generation.sampling import GenerationSettings, choose, distribution, uniform
+from loquela.generation.rules import History, softmax
+from loquela.generation.sampling import GenerationSettings, choose, distribution, likely, stages, uniform
 
 probabilities = (
     st.lists(st.floats(0, 1), min_size=1, max_size=30)
@@ -31,6 +31,38 @@ def test_the_ends_of_the_unit_interval() -> None:
     assert choose(row, np.nextafter(1, 0)) == 3
     assert choose(row * (1 + 2**-52), np.nextafter(1, 0)) == 3
     assert choose(np.array([0.0, 5e-324]), 0.999) == 1
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    vocab=st.sampled_from([1, 7, 300, 5000]),
+    steps=st.sampled_from([3, 1000]),
+    temperature=st.sampled_from([0, 0.01, 0.7, 1, 2.5]),
+    top_k=st.sampled_from([0, 1, 3, 25, 400]),
+    top_p=st.sampled_from([0, 0.3, 0.9, 1]),
+    min_p=st.sampled_from([0, 0.05]),
+    penalty=st.sampled_from([1.0, 1.3]),
+    order=st.permutations(["temperature", "top_k", "top_p", "min_p", "repetition_penalty"]),
+)
+def test_the_rules_on_what_an_early_cut_leaves_give_the_bits_of_the_rules_on_everything(
+    seed: int, vocab: int, steps: int, penalty: float, order: list[str], **rules: float
+) -> None:
+    random = np.random.default_rng(seed)
+    row = np.round(random.standard_normal(vocab) * 3 * steps) / steps  # in few steps many are equal
+    row[random.random(vocab) < 0.1] = -np.inf
+    row[random.integers(vocab)] = 2.0
+    names = [*(name for name in GenerationSettings().sampler_order if name not in order), *order]
+    settings = GenerationSettings(**rules, repetition_penalty=penalty, sampler_order=tuple(names))
+    history = History((0,), ())
+    after = row
+    for stage in stages(row, history, settings):
+        after = stage.after
+    expected = softmax(after)
+    ids, found = likely(row, history, settings)
+    assert np.array_equal(distribution(row, history, settings), expected)
+    assert np.array_equal(found, expected if ids is None else expected[ids])
+    place = choose(found, 0.37)
+    assert (place if ids is None else ids[place]) == choose(expected, 0.37)
 
 
 @given(st.integers(), st.integers(0), st.integers(0))

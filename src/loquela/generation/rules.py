@@ -78,15 +78,14 @@ def rule(
 
 
 def softmax(logits: Logits) -> Logits:
-    """Return the probabilities of `logits` (vocab,); exactly 0 where a logit is -inf."""
-    largest = logits.max()
+    """Return the probabilities of `logits` (vocab,); exactly 0 where a logit is -inf.
+
+    What is left is summed without what is not, so it gets the same bits wherever it stands.
+    """
     kept = np.flatnonzero(logits > -np.inf)
-    if len(kept) < len(logits) // 8:  # after top-k most are removed, and the exponential is what costs
-        weights = np.zeros_like(logits)
-        weights[kept] = np.exp(logits[kept] - largest)
-    else:
-        weights = np.exp(logits - largest)
-    probabilities: Logits = weights / weights.sum()
+    weights = np.exp(logits[kept] - logits.max())
+    probabilities = np.zeros_like(logits)
+    probabilities[kept] = weights / weights.sum()
     return probabilities
 
 

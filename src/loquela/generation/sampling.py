@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loquela.errors import LoquelaError, UsageError
-from loquela.generation.rules import RULES, History, Logits, softmax
+from loquela.generation.rules import RULES, History, Logits, most_probable, softmax
 from loquela.generation.settings import SETTINGS, GenerationSettings
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Stage",
     "choose",
     "distribution",
+    "likely",
     "stages",
     "uniform",
     "verified",
@@ -53,25 +54,72 @@ def stages(logits: npt.ArrayLike, history: History, settings: GenerationSettings
     Raises `LoquelaError` for logits that are no distribution (NaN, +inf, all -inf), `UsageError` for rules that leave
     no token.
     """
+    row = _checked(logits)
+    for name in _active(settings):
+        after = _applied(name, row, history, settings)
+        yield Stage(name, getattr(settings, name), row, after)
+        row = after
+
+
+def _checked(logits: npt.ArrayLike) -> Logits:
     row = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(row.max()):  # NaN if any is, -inf if all are
-        raise LoquelaError(f"logits must be finite, but their maximum is {row.max()}: the model's weights are damaged")
-    for name in settings.sampler_order:
-        rule, value = RULES[name], getattr(settings, name)
-        if value != rule.off:
-            after = rule.apply(row, value, history)
-            if after.max() == -np.inf:
-                raise UsageError(f"the settings must leave a token to choose from, but after {name} none is left")
-            yield Stage(name, value, row, after)
-            row = after
+    if not np.isfinite(largest := row.max()):  # NaN if any is, -inf if all are
+        raise LoquelaError(f"logits must be finite, but their maximum is {largest}: the model's weights are damaged")
+    return row
+
+
+def _active(settings: GenerationSettings) -> list[str]:
+    """The rules that do something, in order."""
+    return [name for name in settings.sampler_order if getattr(settings, name) != RULES[name].off]
+
+
+def _applied(name: str, row: Logits, history: History, settings: GenerationSettings) -> Logits:
+    after = RULES[name].apply(row, getattr(settings, name), history)
+    if after.max() == -np.inf:
+        raise UsageError(f"the settings must leave a token to choose from, but after {name} none is left")
+    return after
+
+
+def likely(
+    logits: npt.ArrayLike, history: History, settings: GenerationSettings
+) -> tuple[npt.NDArray[np.intp] | None, Logits]:
+    """Return the ids that an early cut leaves, in order, and the probabilities of these; None: of the whole vocabulary.
+
+    The very numbers of `distribution`, for a tenth of the time: where no more than a temperature comes before top-k,
+    it is known from the start which tokens are kept, and the other rules need to look at no more than these.
+    """
+    row, names = _checked(logits), _active(settings)
+    ids: npt.NDArray[np.intp] | None = None
+    for place, name in enumerate(names):
+        if ids is None and all(RULES[later].samples for later in names[place:]):
+            count = _kept(names[place:], settings)
+            if count:
+                ids = np.sort(most_probable(row, count))
+                row = row[ids]
+        row = _applied(name, row, history, settings)
+    return ids, softmax(row)
+
+
+def _kept(names: list[str], settings: GenerationSettings) -> int:
+    """How many tokens rules of these `names` keep whatever the logits are; 0 where that depends on them."""
+    for name in names:
+        if name == "top_k":
+            return int(settings.top_k)
+        if name != "temperature":
+            return 0
+        if settings.temperature == 0:
+            return 1
+    return 0
 
 
 def distribution(logits: npt.ArrayLike, history: History, settings: GenerationSettings) -> Logits:
     """Return the probabilities (vocab,) after all rules: they sum to 1, a removed token has exactly 0."""
-    row = np.asarray(logits, dtype=np.float64)
-    for stage in stages(row, history, settings):
-        row = stage.after
-    return softmax(row)
+    ids, found = likely(logits, history, settings)
+    if ids is None:
+        return found
+    probabilities = np.zeros(np.shape(logits))
+    probabilities[ids] = found
+    return probabilities
 
 
 @dataclass(frozen=True)

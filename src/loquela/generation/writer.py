@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from loquela.generation.rules import History, Logits
-from loquela.generation.sampling import Guess, choose, distribution, uniform, verified
+from loquela.generation.sampling import Guess, choose, distribution, likely, uniform, verified
 from loquela.generation.settings import GenerationSettings
 
 __all__ = ["FinishReason", "Guide", "Step", "Writer", "log_probability"]
@@ -66,18 +66,26 @@ class Writer:
 
     def take(self, logits: Logits, guess: Guess | None = None) -> Step:
         """Choose the next token from the model's logits (vocab,); a `guess` at it may be right."""
-        probabilities = self.distribution(logits)
-        if guess is not None:
-            probabilities = verified(probabilities, guess)
-        token = choose(probabilities, uniform(self.settings.seed, self.choice, len(self.completion)))
+        number = uniform(self.settings.seed, self.choice, len(self.completion))
+        if guess is None:
+            ids, probabilities = likely(self._allowed(logits), self._history, self.settings)
+            place = choose(probabilities, number)
+            token = place if ids is None else int(ids[place])
+        else:
+            token = choose(verified(self.distribution(logits), guess), number)
         reason = self.add(token)
         return Step(token, log_probability(logits, token), logits, reason)
 
     def distribution(self, logits: Logits) -> Logits:
         """Return the probabilities (vocab,) of the next token after the guide and the sampling rules."""
-        last = len(self.completion) + 1 == self.room
-        allowed = logits if self.guide is None else self.guide.allow(logits)
-        return distribution(allowed, History(self.prefix, self.completion, self.end_ids, last), self.settings)
+        return distribution(self._allowed(logits), self._history, self.settings)
+
+    def _allowed(self, logits: Logits) -> Logits:
+        return logits if self.guide is None else self.guide.allow(logits)
+
+    @property
+    def _history(self) -> History:
+        return History(self.prefix, self.completion, self.end_ids, len(self.completion) + 1 == self.room)
 
     def add(self, token: int) -> FinishReason | None:
         """Go on by a token; return why the text ends with it, if it does."""
@@ -98,5 +106,6 @@ class Writer:
 
 def log_probability(logits: Logits, token: int) -> float:
     """Return the log of the softmax of `logits` (vocab,) at `token`."""
-    maximum = logits.max()
-    return float(logits[token] - maximum - np.log(np.exp(logits - maximum).sum()))
+    below = logits - logits.max()
+    chosen = below[token]
+    return float(chosen - np.log(np.exp(below, out=below).sum()))
