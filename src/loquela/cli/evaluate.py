@@ -258,12 +258,15 @@ def _interval(result: TaskResult) -> str:
 
 def _table(found: Evaluation, extra: dict[str, dict[str, Any]]) -> None:
     """Print a line per metric, the main one with chance and the commonest answer beside it."""
-    write(f"{'task':<24} {'metric':<20} {'score':>10}  {'95 % interval':<22} {'n':>6} {'chance':>8} {'majority':>8}\n")
+    wide = max(24, *map(len, found.results))
+    write(
+        f"{'task':<{wide}} {'metric':<20} {'score':>10}  {'95 % interval':<22} {'n':>6} {'chance':>8} {'majority':>8}\n"
+    )
     for name, result in found.results.items():
         order = [result.metric, *(metric for metric in result.scores if metric != result.metric)]
         for metric in order:
             low, high = result.intervals[metric]
-            line = f"{name if metric == result.metric else '':<24} {metric:<20} {result.scores[metric]:>10.4f}  "
+            line = f"{name if metric == result.metric else '':<{wide}} {metric:<20} {result.scores[metric]:>10.4f}  "
             line += f"{f'{low:.4f} to {high:.4f}':<22}"
             if metric == result.metric:
                 line += f" {result.n:>6} {_number(result.chance):>8} {_number(result.majority):>8}"
@@ -284,7 +287,7 @@ def _said(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
     if isinstance(value, list):
-        return " to ".join(map(_said, value))
+        return (" to " if len(value) == 2 else ", ").join(map(_said, value))
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
