@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from casing import Casing, stories
-from start import write_start
+from cloze_start import write_start
 
 __all__ = ["DOG", "HELD_OUT", "PREPARED", "held_out", "held_out_apart", "rows", "words_prompt"]
 
