@@ -30,21 +30,17 @@ class Buffer:
 
     rows: int
     width: int
-    array: Any = field(init=False)
     stride: int = field(init=False)
+    address: int = field(init=False)
+    """Where the first row is."""
+    held: Tensor = field(init=False)
+    """What it holds (rows, width), to be read and written."""
 
     def __post_init__(self) -> None:
         self.stride = -(-self.width // 64) * 256
-        self.array = aligned(self.rows * self.stride)
-
-    @property
-    def address(self) -> int:
-        """Where the first row is."""
-        return address(self.array)
-
-    def rows_of(self) -> Tensor:
-        """Return what it holds (rows, width), to be read and written."""
-        return torch.from_numpy(self.array.view(np.float32).reshape(self.rows, -1))[:, : self.width]
+        array = aligned(self.rows * self.stride)
+        self.address = address(array)
+        self.held = torch.from_numpy(array.view(np.float32).reshape(self.rows, -1))[:, : self.width]
 
     def columns(self, first: int, count: int) -> Columns:
         """Return `count` columns from `first` on."""

@@ -81,11 +81,8 @@ class Call:
         vectors: Tensor | None = None,
     ) -> None:
         self.lengths, self._outfits = [len(new) for new in tokens], outfits
-        self._ids = np.array([token for row in tokens for token in row], dtype=np.int64)
-        self._kept = vectors
-        self._vectors: npt.NDArray[np.int64] | None = None
-        if vectors is not None:
-            self._vectors = address(vectors) + np.arange(len(vectors), dtype=np.int64) * vectors.shape[1] * 4
+        self._count, self._kept = sum(self.lengths), vectors
+        ids: list[int] = []
         places: list[int] = []
         pages: list[int] = []
         ends: list[int] = []
@@ -94,36 +91,42 @@ class Call:
         for new, row in zip(tokens, rows, strict=True):
             start, at, count = row.length, len(places), len(new)
             row.grow(count)
+            ids += new
             places += range(start, start + count)
-            # a block lies within one chunk of the call
-            edges = sorted({*range(at, at + count, _BLOCK), *range(-(-at // CHUNK) * CHUNK, at + count, CHUNK)})
-            self._blocks += [(a, b - a) for a, b in zip(edges, [*edges[1:], at + count], strict=True)]
-            pages += [row.addresses.ctypes.data] * count
+            if count == 1:
+                self._blocks.append((at, 1))
+            else:  # a block lies within one chunk of the call
+                edges = sorted({*range(at, at + count, _BLOCK), *range(-(-at // CHUNK) * CHUNK, at + count, CHUNK)})
+                self._blocks += [(a, b - a) for a, b in zip(edges, [*edges[1:], at + count], strict=True)]
+            pages += [row.table] * count
             whole = row.memory or row
             ends += [whole.length - 1] * count
-            memories += [whole.addresses.ctypes.data] * count
-        self._positions, self._pages = np.array(places, dtype=np.int64), np.array(pages, dtype=np.int64)
-        self._ends, self._memories = np.array(ends, dtype=np.int64), np.array(memories, dtype=np.int64)
+            memories += [whole.table] * count
+        self._words = np.array((ids, places, pages, memories, ends), dtype=np.int64)
+        self._vectors: npt.NDArray[np.int64] | None = None
+        if vectors is not None:
+            self._vectors = address(vectors) + np.arange(len(vectors), dtype=np.int64) * vectors.shape[1] * 4
 
     def chunks(self) -> Iterator[tuple[int, int, dict[int, int]]]:
         """Yield for each chunk its first token, how many they are, and the words of the board."""
-        for start in range(0, len(self._ids), CHUNK):
-            n = min(CHUNK, len(self._ids) - start)
-            blocks = np.array([(a - start, b) for a, b in self._blocks if start <= a < start + n], dtype=np.int64)
-            worn = spans(self.lengths, self._outfits, start, start + n)
-            yield (
-                start,
-                n,
-                {
-                    board.TOKENS: address(self._ids[start:]),
-                    board.POSITIONS: address(self._positions[start:]),
-                    board.PAGES: address(self._pages[start:]),
-                    board.MEMORY: address(self._memories[start:]),
-                    board.ENDS: address(self._ends[start:]),
-                    board.BLOCKS: address(blocks),
-                    board.N_BLOCKS: len(blocks),
-                    board.SPANS: address(worn),
-                    board.N_SPANS: len(worn),
-                    board.VECTORS: 0 if self._vectors is None else address(self._vectors[start:]),
-                },
-            )
+        at, stride = address(self._words), 8 * self._count
+        for start in range(0, self._count, CHUNK):
+            n, first = min(CHUNK, self._count - start), at + 8 * start
+            held = self._blocks if n == self._count else [b for b in self._blocks if start <= b[0] < start + n]
+            blocks = np.array([(a - start, b) for a, b in held], dtype=np.int64)
+            words = {
+                board.TOKENS: first,
+                board.POSITIONS: first + stride,
+                board.PAGES: first + 2 * stride,
+                board.MEMORY: first + 3 * stride,
+                board.ENDS: first + 4 * stride,
+                board.BLOCKS: address(blocks),
+                board.N_BLOCKS: len(held),
+                board.VECTORS: 0 if self._vectors is None else address(self._vectors[start:]),
+            }
+            worn = None
+            if any(self._outfits):
+                worn = spans(self.lengths, self._outfits, start, start + n)
+                words[board.SPANS] = address(worn)
+            words[board.N_SPANS] = 0 if worn is None else len(worn)
+            yield start, n, words

@@ -270,6 +270,7 @@ class Crew:
         self.board[_COUNTERS], self.board[_PIECES] = address(self._counters), address(self._pieces)
         self._wake = [threading.Semaphore(0) for _ in range(threads)]
         self._started = False
+        self._at = address(self.board), address(self.ops)
         self._finalizer = weakref.finalize(self, _stop, self.board, self._wake)
 
     def load(self, ops: Sequence[Sequence[int]]) -> None:
@@ -291,7 +292,7 @@ class Crew:
                 board[_ASLEEP + me * _LINE] = 0
                 self._wake[me].release()
         self.run_number += 1
-        lead(board, address(board), address(self.ops), self.run_number, self.threads, _piece_address())
+        lead(board, *self._at, self.run_number, self.threads, _piece_address())
 
     def _start(self) -> None:
         self._started = True

@@ -67,7 +67,7 @@ class Row:
         self.page_bytes, self.length, self.virtual = page_bytes, 0, 0
         self.pages: list[npt.NDArray[np.uint8]] = []
         self.own: list[bool] = []
-        self.addresses = np.zeros(8, dtype=np.int64)
+        self._held_by(np.zeros(8, dtype=np.int64))
 
     def grow(self, new: int) -> None:
         """Make room for `new` more positions and count them as held."""
@@ -90,7 +90,8 @@ class Row:
     def fork(self) -> Row:
         """Return a row that holds the same and goes on by itself; the pages are shared until one of both writes."""
         other = Row(self.page_bytes)
-        other.length, other.pages, other.addresses = self.length, list(self.pages), self.addresses.copy()
+        other.length, other.pages = self.length, list(self.pages)
+        other._held_by(self._addresses.copy())
         other.virtual, other.memory, other.long = self.virtual, self.memory, self.long
         other.text = None if self.text is None else list(self.text)
         self.own = [False] * len(self.pages)
@@ -100,7 +101,8 @@ class Row:
     def begin(self, virtual: Row | None) -> None:
         """Start from a row of virtual positions, or from nothing; there must be nothing yet."""
         other = Row(self.page_bytes) if virtual is None else virtual.fork()
-        self.length, self.pages, self.own, self.addresses = other.length, other.pages, other.own, other.addresses
+        self.length, self.pages, self.own = other.length, other.pages, other.own
+        self._held_by(other._addresses)
         self.virtual = self.length
 
     def write(self, layer: LayerPages, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
@@ -112,11 +114,14 @@ class Row:
                 store_all(layer.kind, at, layer.width, layer.padded, len(k), address(k), address(v))
 
     def _put(self, index: int, page: npt.NDArray[np.uint8]) -> None:
-        if index == len(self.addresses):
-            self.addresses = np.concatenate((self.addresses, np.zeros_like(self.addresses)))
+        if index == len(self._addresses):
+            self._held_by(np.concatenate((self._addresses, np.zeros_like(self._addresses))))
         self.pages[index:] = [page, *self.pages[index + 1 :]]
         self.own[index:] = [True, *self.own[index + 1 :]]
-        self.addresses[index] = address(page)
+        self._addresses[index] = address(page)
+
+    def _held_by(self, addresses: npt.NDArray[np.int64]) -> None:
+        self._addresses, self.table = addresses, address(addresses)
 
 
 class PagedCache(Cache):

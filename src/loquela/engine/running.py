@@ -33,6 +33,7 @@ class Runner:
         self._low: npt.NDArray[np.uint8] = aligned(0)
         self._reach = 0
         self._nowhere = np.zeros(HEAD_ROWS, dtype=np.int64)
+        self._nowhere_at = address(self._nowhere)
         self._load(frozenset())
 
     def _load(self, reached: frozenset[int]) -> None:
@@ -51,6 +52,7 @@ class Runner:
         padded, scores = self.built.program.most_padded, (self._reach + 32) * 4
         self._scratch_stride = 64 + ROWS * (8 * padded + scores)
         self._scratch = aligned(self._scratch_stride * self._crew.threads)
+        self._scratch_at = address(self._scratch)
         for me in range(self._crew.threads):
             self._scratch[me * self._scratch_stride :][:8].view(np.int64)[0] = scores
 
@@ -68,12 +70,14 @@ class Runner:
         `vectors` (tokens, dim) are read in place of embeddings. `long` texts are turned by angles of their own.
         """
         call = Call(tokens, rows, outfits, vectors)
-        own = self._own(outfits, self.built.angles[long])
-        out = torch.empty(sum(call.lengths), self.built.out.width)
-        for start, n, words in call.chunks():
-            self._crew.run(*self._parts[any(outfits)]["body"], n, words | own)
-            out[start : start + n] = self.built.out.rows_of()[:n]
-        return list(torch.split(out, call.lengths))
+        own, part, out = self._own(outfits, self.built.angles[long]), self._parts[any(outfits)]["body"], self.built.out
+        found: list[Tensor] = []
+        for _, n, words in call.chunks():
+            self._crew.run(*part, n, words | own)
+            found.append(out.held[:n].clone())
+        if len(call.lengths) == 1 and len(found) == 1:
+            return found
+        return list(torch.split(torch.cat(found), call.lengths))
 
     def read(self, sources: Sequence[Sequence[int]], outfits: Sequence[Outfit | None]) -> list[Row]:
         """Return what the decoder looks at of each source; see `loquela.engine.sources`."""
@@ -87,32 +91,37 @@ class Runner:
 
     def logits(self, hidden: Tensor, outfits: Sequence[Outfit | None]) -> npt.NDArray[np.float32]:
         """Return the logits (n, vocab) of hidden states (n, dim)."""
-        own = self._words(outfits) | {board.POSITIONS: address(self._nowhere)}
+        own = self._words(outfits) | {board.POSITIONS: self._nowhere_at}
         ops = self._parts[any(outfits)]["head"]
         found = np.empty((len(hidden), self.built.logits.width), dtype=np.float32)
         for start in range(0, len(hidden), HEAD_ROWS):
             part = hidden[start : start + HEAD_ROWS]
-            self.built.head_in.rows_of()[: len(part)] = part
-            worn_here = spans([1] * len(hidden), outfits, start, start + len(part))
-            own |= {board.SPANS: address(worn_here), board.N_SPANS: len(worn_here)}
-            self._crew.run(*ops, len(part), own)
-            found[start : start + len(part)] = self.built.logits.rows_of()[: len(part)].numpy()
+            n = len(part)
+            self.built.head_in.held[:n] = part
+            own[board.N_SPANS] = 0
+            if any(outfits):
+                worn_here = spans([1] * len(hidden), outfits, start, start + n)
+                own |= {board.SPANS: address(worn_here), board.N_SPANS: len(worn_here)}
+            self._crew.run(*ops, n, own)
+            found[start : start + n] = self.built.logits.held[:n]
         return found
 
     def _own(self, outfits: Sequence[Outfit | None], angles: Angles) -> dict[int, int]:
         """The words that are the same for all pieces of a call."""
         return self._words(outfits) | {
             board.ANGLES: angles.address,
-            board.SCRATCH: address(self._scratch),
+            board.SCRATCH: self._scratch_at,
             board.SCRATCH_STRIDE: self._scratch_stride,
         }
 
     def _words(self, outfits: Sequence[Outfit | None]) -> dict[int, int]:
         """Have the operations and the thin rows that these outfits need."""
         reached = self._closet.reached  # lets go of what was taken off, too
-        if any(outfits) and reached != self._reached:
+        if not any(outfits):
+            return {}
+        if reached != self._reached:
             self._load(reached)
-        stride = 4 * max((outfit.low for outfit in outfits if outfit is not None), default=0)
+        stride = 4 * max(outfit.low for outfit in outfits if outfit is not None)
         if CHUNK * stride > len(self._low):
             self._low = aligned(CHUNK * stride)
         return {board.LOW: address(self._low), board.LOW_STRIDE: stride}

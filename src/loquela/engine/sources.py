@@ -52,7 +52,7 @@ def read_sources(
 
 def _piecewise(built: Built, call: Call, keep: Call, layers: int, run: Run) -> None:
     stream = torch.empty(sum(call.lengths), built.stream.width)
-    inside = built.stream.rows_of()
+    inside = built.stream.held
     for start, n, words in call.chunks():
         run(["entry"], n, words)
         stream[start : start + n] = inside[:n]
