@@ -5,7 +5,9 @@ tokenizer. lm-eval is given each batch size of --batch-sizes, and its best time 
 the same shots, in float32 on the same threads, in alternating rounds; loading is not timed, and lm-eval's bootstrap is
 left out while ours is in. That both find the same accuracies is checked.
 
-    python benchmarks/evaluate.py --data-dir DIR [--record]
+    python benchmarks/evaluate.py --data-dir DIR [--models stories260K] [--tasks lambada,sst2] [--record]
+
+With --record the rows that were measured take the places of the same rows in RESULTS.md; the others stay.
 """
 
 from __future__ import annotations
@@ -33,8 +35,14 @@ from loquela.evaluation.plan import Settings
 from loquela.evaluation.run import prepare_task, run
 from loquela.models.base import architecture
 from loquela.text.tokenizer import Tokenizer
-from machine import record, spread
+from machine import record, recorded, spread
 
+TITLE = "Evaluation against lm-evaluation-harness"
+HEAD = (
+    "| model | task | shots | threads | items | rounds | lm-eval items/s (its best batch size) | ours, items/s | ratio "
+    "| of processor time | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+)
 TASKS = [("arc_easy", 0), ("sst2", 4), ("hellaswag", 0), ("lambada", 0)]
 
 
@@ -77,6 +85,19 @@ def ratio_to_best(
     return best, statistics.median(rates[clock] for rates in ours) / medians[best]
 
 
+def row(key: str, found: dict[str, Any]) -> str:
+    """Return the line of the table for a model and a task, whenever they were measured."""
+    model, name = key.split(" ")
+    theirs = {int(size): rates for size, rates in found["lm_eval"].items()}
+    best, ratio = ratio_to_best(found["ours"], theirs, 0)
+    return (
+        f"| {model} | {name} | {dict(TASKS)[name]} | {found.get('threads', '')} | {found['items']} "
+        f"| {len(found['ours'])} | {spread([rates[0] for rates in theirs[best]])} ({best}) "
+        f"| {spread([rates[0] for rates in found['ours']])} | {ratio:.2f} "
+        f"| {ratio_to_best(found['ours'], theirs, 1)[1]:.2f} | {found.get('date', '')} |"
+    )
+
+
 def main() -> None:
     """Measure and print; with --record also write RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,6 +109,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,8,32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--models", default="stories260K,gpt2-124M")
+    parser.add_argument("--tasks", default=",".join(name for name, _ in TASKS), help="some of them, for a short run")
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
     if given.data_dir is None:
@@ -95,18 +117,17 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(given.threads)
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # what the compiled engine goes by
-    lines = [
-        "| model | task | shots | lm-eval items/s (its best batch size) | ours, items/s | ratio | of processor time |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
-    figures: dict[str, Any] = {"threads": given.threads, "rounds": given.rounds}
+    chosen = given.tasks.split(",")
+    if unknown := [name for name in chosen if name not in dict(TASKS)]:
+        parser.error(f"tasks are {', '.join(dict(TASKS))}, but one is {unknown[0]}")
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         found = models(Path(given.data_dir), Path(directory))
         for model in given.models.split(","):
             subject = LocalSubject(load(found[model]), model)
             sizes = [int(size) for size in given.batch_sizes.split(",")]
             peers = {size: HFLM(str(found[model]), batch_size=size, dtype="float32", device="cpu") for size in sizes}
-            for name, shots in TASKS:
+            for name, shots in [pair for pair in TASKS if pair[0] in chosen]:
                 limit = given.limit * (5 if model == "stories260K" else 1)
                 prepared = prepare_task(name, data_dir=Path(given.data_dir))
                 settings = Settings(shots=shots, limit=limit)
@@ -128,25 +149,37 @@ def main() -> None:
                         accuracy = their_score(peer, task)
                         theirs[size].append(clock.rates(len(numbers)))
                         assert abs(accuracy - score["accuracy"]) < 1.5 / len(numbers), (accuracy, score)
-                best, ratio = ratio_to_best(ours, theirs, 0)
-                processor = ratio_to_best(ours, theirs, 1)[1]
-                lines.append(
-                    f"| {model} | {name} | {shots} | {spread([r[0] for r in theirs[best]])} ({best}) "
-                    f"| {spread([r[0] for r in ours])} | {ratio:.2f} | {processor:.2f} |"
-                )
-                print(lines[-1], flush=True)
                 figures[f"{model} {name}"] = {
                     "ours": ours,
-                    "lm_eval": theirs,
-                    "ratio": ratio,
-                    "processor_ratio": processor,
+                    "lm_eval": {str(size): rates for size, rates in theirs.items()},
+                    "ratio": ratio_to_best(ours, theirs, 0)[1],
+                    "processor_ratio": ratio_to_best(ours, theirs, 1)[1],
                     "items": len(numbers),
+                    "threads": given.threads,
+                    "date": time.strftime("%Y-%m-%d"),
                 }
+                print(row(f"{model} {name}", figures[f"{model} {name}"]), flush=True)
     if given.record:
-        asked = {"models": given.models, "threads": given.threads, "rounds": given.rounds, "limit": given.limit}
-        flags = {"data-dir": "DIR", **asked, "batch-sizes": given.batch_sizes}
+        merged = {**{key: value for key, value in recorded(TITLE).items() if " " in key}, **figures}
+        order = [f"{model} {name}" for model in ("stories260K", "gpt2-124M") for name, _ in TASKS]
+        merged = {key: merged[key] for key in order if key in merged}
+        flags = {
+            "data-dir": "DIR",
+            "models": given.models,
+            "tasks": given.tasks,
+            "threads": given.threads,
+            "rounds": given.rounds,
+            "limit": given.limit,
+            "batch-sizes": given.batch_sizes,
+        }
         command = " ".join(["python benchmarks/evaluate.py", *(f"--{flag} {value}" for flag, value in flags.items())])
-        record("Evaluation against lm-evaluation-harness", f"{command} --record", lines, figures)
+        lines = [*HEAD, *(row(key, found) for key, found in merged.items())]
+        record(
+            TITLE,
+            f"{command} --record",
+            [*lines, "", "Each row is from its own run; the command is the last one's."],
+            merged,
+        )
     print(json.dumps(figures))
 
 

@@ -190,9 +190,10 @@ def run(
                 records.append(record)
                 asked += fresh
             if not records:
+                size = "" if subject.window is None else f" of {subject.window} tokens"
                 raise ContextWindowError(
-                    f"no item of task {one.task.name} fits the context window of {subject.window} tokens: "
-                    "use a model with a larger window, or fewer shots"
+                    f"no item of task {one.task.name} fits the context window{size}: use a model with a larger window, "
+                    "or fewer shots"
                 )
             records.sort(key=lambda record: record["item"])
             results[one.task.name] = summarise(one.task, records, notes)
