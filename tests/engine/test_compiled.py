@@ -224,6 +224,27 @@ def test_a_text_that_grows_long_is_turned_anew() -> None:
                     caches[i] = copy.deepcopy(caches[i])
 
 
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_the_last_states_alone_have_the_bits_that_they_have_among_all(network: Network, quantize: Any) -> None:
+    engine, r = compiled(network, quantize=quantize, threads=2), random.Random(3)
+    for _ in range(6):
+        texts = [[r.randrange(network.vocab_size) for _ in range(r.randint(1, 120))] for _ in range(r.randint(1, 7))]
+        wanted = [r.randint(0, len(text)) for text in texts]
+        held = [[r.randrange(network.vocab_size) for _ in range(r.choice((0, 5, 33)))] for _ in texts]
+        all_caches, caches = ([engine.new_cache() for _ in texts] for _ in range(2))
+        for begun in (all_caches, caches):
+            for text, cache in zip(held, begun, strict=True):
+                if text:
+                    engine.hidden_rows([text], [cache])
+        states = engine.hidden_rows(texts, all_caches)
+        found = engine.hidden_rows(texts, caches, wanted=wanted)
+        assert [len(part) for part in found] == wanted
+        assert all(torch.equal(s[len(s) - n :], f) for s, n, f in zip(states, wanted, found, strict=True))
+        further = [[7]] * len(texts)
+        pairs = zip(engine.hidden_rows(further, all_caches), engine.hidden_rows(further, caches), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_rows_of_logits_are_those_of_each(llama: Network) -> None:
     engine = compiled(llama, quantize="int8", threads=2)
     hidden = engine.hidden(tokens(1, 37))[0]

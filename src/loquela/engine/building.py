@@ -45,9 +45,11 @@ class Built:
     source: int = 0
     """How many token ids a source may have, and how many positions."""
     source_places: int | None = None
+    queries: Buffer | None = None
+    """What the last layer goes on with beside the stream once its keys and values are stored."""
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """`body` and `head`; of an encoder `entry`, for each layer `keys N` and `layer N` (the keys again, and the rest),
-    and `memory`."""
+    """`body` and `head`; of the body `layers`, up to where the last layer has its keys and values, and `end`, the rest.
+    Of an encoder `entry`, for each layer `keys N` and `layer N` (the keys again, and the rest), and `memory`."""
 
     def table(self, reached: frozenset[int]) -> tuple[list[list[int]], dict[str, tuple[int, int]]]:
         """The operations as the crew reads them where adapters reach these sites, and where in them the parts are."""
@@ -87,9 +89,12 @@ def build(network: Network, frame: Frame, program: Program, window: int) -> Buil
         slot = angles[0].slots[number]
         turned, at = angles[0].turned if slot >= 0 else 0, biases[0].address if biases else 0
         sight = Sight(turned, slot, decoder.windows[number], at)
-        block(program, f"decoder.layers.{number}", layer, stream, sight)
+        stored = block(program, f"decoder.layers.{number}", layer, stream, sight)
+        built.queries = program.buffer("qkv", sum(cast(Any, layer).attention.splits))
+        built.parts["layers"] = 0, stored
     built.out = _leave(program, decoder.norm, stream)
     built.parts["body"] = 0, len(program.ops)
+    built.parts["end"] = built.parts["layers"][1], len(program.ops)
     _head(built, frame)
     if frame.reader is not None:
         _reader(built, frame.reader, decoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +72,10 @@ def spans(lengths: Sequence[int], outfits: Sequence[Outfit | None], first: int, 
 
 
 class Call:
-    """Tokens of several texts, the new ones of each after what its row holds; the rows are made longer by them."""
+    """Tokens of several texts, the new ones of each after what its row holds; the rows are made longer by them.
+
+    The states of each text's `wanted` last tokens are asked for, or all.
+    """
 
     def __init__(
         self,
@@ -79,8 +83,10 @@ class Call:
         rows: Sequence[Row],
         outfits: Sequence[Outfit | None],
         vectors: Tensor | None = None,
+        wanted: Sequence[int] | None = None,
     ) -> None:
         self.lengths, self._outfits = [len(new) for new in tokens], outfits
+        self.wanted = self.lengths if wanted is None else [*wanted]
         self._count, self._kept = sum(self.lengths), vectors
         ids: list[int] = []
         places: list[int] = []
@@ -130,3 +136,28 @@ class Call:
                 words[board.SPANS] = address(worn)
             words[board.N_SPANS] = 0 if worn is None else len(worn)
             yield start, n, words
+
+    def narrowed(self, start: int, n: int) -> tuple[npt.NDArray[np.int64], dict[int, int], object]:
+        """Of the `n` tokens from `start` on, return which are wanted, and the words of the board for these alone.
+
+        What comes third must be kept as long as the words are used.
+        """
+        pairs = zip(accumulate(self.lengths), self.wanted, strict=True)
+        parts = (range(max(start, end - count), min(start + n, end)) for end, count in pairs)
+        chosen = np.array([i for part in parts for i in part], dtype=np.int64)
+        own = np.ascontiguousarray(self._words[:, chosen])
+        held = [at for at, _ in self._blocks if start <= at < start + n]
+        of = np.searchsorted(np.array(held, dtype=np.int64), chosen, side="right")
+        at = np.flatnonzero(np.diff(of, prepend=-1))
+        blocks = np.stack((at, np.diff(at, append=len(of))), axis=1)
+        first, stride = address(own), 8 * len(chosen)
+        words = {
+            board.TOKENS: first,
+            board.POSITIONS: first + stride,
+            board.PAGES: first + 2 * stride,
+            board.MEMORY: first + 3 * stride,
+            board.ENDS: first + 4 * stride,
+            board.BLOCKS: address(blocks),
+            board.N_BLOCKS: len(blocks),
+        }
+        return chosen - start, words, (own, blocks)

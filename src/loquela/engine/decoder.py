@@ -181,21 +181,32 @@ class CompiledNetwork(Network):
         )
 
     def hidden_rows(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache], adapters: Sequence[str | None] | None = None
+        self,
+        tokens: Sequence[Sequence[int]],
+        caches: Sequence[Cache],
+        adapters: Sequence[str | None] | None = None,
+        wanted: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Return the last hidden states (new tokens, dim) of each of several independent requests.
 
         `tokens[i]` (at least one) come after what `caches[i]`, made by `new_cache`, holds, and extend it. All caches
         must be different objects. Each request wears one of the `adapters` or None; without these, what is worn now.
+        With `wanted` only the states of the last `wanted[i]` tokens are returned: the same bits, for less work.
         """
         rows = []
         for cache in caches:
             if not isinstance(cache, PagedCache) or len(cache.rows) != 1:
                 raise UsageError("the compiled engine needs caches of one row that it made")
             rows += cache.rows
-        return self._run(tokens, rows, self._closet.worn(len(rows)) if adapters is None else adapters)
+        return self._run(tokens, rows, self._closet.worn(len(rows)) if adapters is None else adapters, wanted)
 
-    def _run(self, tokens: Sequence[Sequence[int]], rows: Sequence[Row], worn: Sequence[str | None]) -> list[Tensor]:
+    def _run(
+        self,
+        tokens: Sequence[Sequence[int]],
+        rows: Sequence[Row],
+        worn: Sequence[str | None],
+        wanted: Sequence[int] | None = None,
+    ) -> list[Tensor]:
         check_ids(tokens, self.vocab_size)
         if self._start_token is not None and any(row.memory is None for row in rows):
             raise UsageError("the cache of an encoder-decoder holds its source: make it with `start(source)`")
@@ -211,8 +222,11 @@ class CompiledNetwork(Network):
             order = sorted((i for i, row in enumerate(rows) if row.long == long), key=lambda i: worn[i] or "")
             if order:
                 several = ([which[i] for i in order] for which in (whole, rows, outfits))
-                found.update(zip(order, self._runner.compute(*several, long=long), strict=True))  # type: ignore[arg-type]
-        return [found[i][len(found[i]) - len(new) :] for i, new in enumerate(tokens)]
+                ends = None if wanted is None else [wanted[i] for i in order]
+                states = self._runner.compute(*several, long=long, wanted=ends)  # type: ignore[arg-type]
+                found.update(zip(order, states, strict=True))
+        counts = [len(new) for new in tokens] if wanted is None else wanted
+        return [found[i][len(found[i]) - n :] for i, n in enumerate(counts)]
 
     def _whole(self, new: Sequence[int], row: Row) -> Sequence[int]:
         """What is to be read: `new` tokens, or the whole text where it is turned otherwise than before."""

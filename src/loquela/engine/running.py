@@ -64,20 +64,38 @@ class Runner:
         vectors: Tensor | None = None,
         *,
         long: bool = False,
+        wanted: Sequence[int] | None = None,
     ) -> list[Tensor]:
         """Return the last hidden states (new, dim) of each row's new tokens; the rows hold them then.
 
         `vectors` (tokens, dim) are read in place of embeddings. `long` texts are turned by angles of their own.
+        Where only the last `wanted` states of each row are, no others go further than the last layer's keys and values.
         """
-        call = Call(tokens, rows, outfits, vectors)
-        own, part, out = self._own(outfits, self.built.angles[long]), self._parts[any(outfits)]["body"], self.built.out
+        dressed = any(outfits)
+        call = Call(tokens, rows, outfits, vectors, None if dressed else wanted)
+        own, parts, out = self._own(outfits, self.built.angles[long]), self._parts[dressed], self.built.out
         found: list[Tensor] = []
-        for _, n, words in call.chunks():
-            self._crew.run(*part, n, words | own)
-            found.append(out.held[:n].clone())
+        for start, n, words in call.chunks():
+            if call.wanted is call.lengths:
+                self._crew.run(*parts["body"], n, words | own)
+                found.append(out.held[:n].clone())
+                continue
+            self._crew.run(*parts["layers"], n, words | own)
+            found.append(self._end(call, start, n, words | own))
         if len(call.lengths) == 1 and len(found) == 1:
             return found
-        return list(torch.split(torch.cat(found), call.lengths))
+        return list(torch.split(torch.cat(found), call.wanted))
+
+    def _end(self, call: Call, start: int, n: int, words: dict[int, int]) -> Tensor:
+        """Return the states of the wanted tokens of a chunk whose keys and values are stored: their rows close up."""
+        chosen, fewer, _kept = call.narrowed(start, n)
+        if not len(chosen):
+            return torch.empty(0, self.built.out.width)
+        assert self.built.queries is not None
+        for buffer in (self.built.stream, self.built.queries):
+            buffer.held[: len(chosen)] = buffer.held[torch.from_numpy(chosen)]
+        self._crew.run(*self._parts[False]["end"], len(chosen), words | fewer)
+        return self.built.out.held[: len(chosen)].clone()
 
     def read(self, sources: Sequence[Sequence[int]], outfits: Sequence[Outfit | None]) -> list[Row]:
         """Return what the decoder looks at of each source; see `loquela.engine.sources`."""

@@ -163,11 +163,11 @@ class Together:
             item.ids[item.shared :] + (item.rows[0][:-1] if single else [])
             for item, single in zip(items, alone, strict=True)
         ]
-        read = self._network.hidden_rows(first, caches)
+        wanted = [len(item.rows[0]) if single else 1 for item, single in zip(items, alone, strict=True)]
+        read = self._network.hidden_rows(first, caches, wanted=wanted)
         found: list[list[Tensor]] = []
         branches: list[tuple[int, list[int], Cache]] = []
-        for number, (item, states, cache, single) in enumerate(zip(items, read, caches, alone, strict=True)):
-            last = states[len(item.ids) - item.shared - 1 :]
+        for number, (item, last, cache, single) in enumerate(zip(items, read, caches, alone, strict=True)):
             found.append([last] * len(item.rows))
             if not single:
                 longer = [row for row in item.rows if len(row) > 1]
@@ -188,7 +188,7 @@ class Together:
 
     def _read(self, ids: Sequence[int]) -> Cache:
         cache = self._network.new_cache()
-        self._network.hidden_rows([ids], [cache])
+        self._network.hidden_rows([ids], [cache], wanted=[0])
         return cache
 
     def _look(
