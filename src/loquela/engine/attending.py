@@ -8,37 +8,50 @@ import numpy as np
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
 from loquela.engine.storing import key_block, value_row
-from loquela.engine.tiles import scores, values
+from loquela.engine.tiles import fetch, scores, values
 
 __all__ = ["ROWS", "attend"]
 
 ROWS = 4
 """Queries that share the reading of keys and values."""
+_AHEAD = 4
+"""How many blocks ahead a page is fetched: a head's part of it is short, and too new for the processor to foresee."""
 ZERO, ONE, LEAST = np.float32(0), np.float32(1), np.float32(-np.inf)
 
-_scores_1, _scores_4 = scores("float32", 1), scores("float32", ROWS)
+_scores_1, _scores_4 = scores("float32", 1, 2), scores("float32", ROWS)
+_scores_alone = scores("float32", 1)
 _values_1, _values_4 = values("float32", 1), values("float32", ROWS)
-_scores_1_half, _scores_4_half = scores("float16", 1), scores("float16", ROWS)
+_scores_1_half, _scores_4_half = scores("float16", 1, 2), scores("float16", ROWS)
+_scores_alone_half = scores("float16", 1)
 _values_1_half, _values_4_half = values("float16", 1), values("float16", ROWS)
-_scores_1_byte, _scores_4_byte = scores("int8", 1), scores("int8", ROWS)
+_scores_1_byte, _scores_4_byte = scores("int8", 1, 2), scores("int8", ROWS)
+_scores_alone_byte = scores("int8", 1)
 _values_1_byte, _values_4_byte = values("int8", 1), values("int8", ROWS)
 
 
 @jit
-def _score_1(kind, q, q_s, keys, width, out, out_s):
-    if kind == 0:
-        _scores_1(q, q_s, keys, width, out, out_s)
+def _score_1(blocks, kind, q, q_s, keys, width, out, out_s):
+    if blocks == 2:
+        if kind == 0:
+            _scores_1(q, q_s, keys, width, out, out_s)
+        elif kind == 1:
+            _scores_1_half(q, q_s, keys, width, out, out_s)
+        else:
+            _scores_1_byte(q, q_s, keys, width, out, out_s)
+    elif kind == 0:
+        _scores_alone(q, q_s, keys, width, out, out_s)
     elif kind == 1:
-        _scores_1_half(q, q_s, keys, width, out, out_s)
+        _scores_alone_half(q, q_s, keys, width, out, out_s)
     else:
-        _scores_1_byte(q, q_s, keys, width, out, out_s)
+        _scores_alone_byte(q, q_s, keys, width, out, out_s)
 
 
 @jit
-def _score(rows, kind, q, q_s, keys, width, out, out_s):
+def _score(rows, blocks, kind, q, q_s, keys, width, out, out_s):
+    """Of 1 or 2 blocks of a page; four rows take one."""
     if rows < 4:
         for i in range(rows):
-            _score_1(kind, q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
+            _score_1(blocks, kind, q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
     elif kind == 0:
         _scores_4(q, q_s, keys, width, out, out_s)
     elif kind == 1:
@@ -144,10 +157,16 @@ def attend(op, start, count, kv_head, positions, ends, pages, scratch):
                 v.store(queries + (i * padded + d) * 4, v.load_first(src + 4 * d, min(16, width - d)))
                 v.store(sums + (i * padded + d) * 4, v.splat(ZERO))
         first, last = low // 16, high // 16
-        for block in range(first, last + 1):
-            page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
+        inside = offset + kv_head * head_bytes
+        block = first
+        while block <= last:
+            page = v.get_i64(pages + 8 * (block // 2)) + inside
+            if (block + _AHEAD) // 2 <= last // 2:
+                fetch(v.get_i64(pages + 8 * ((block + _AHEAD) // 2)) + inside, 2 * block_bytes)
+            together = 2 if rows < ROWS and block % 2 == 0 and block < last else 1
             keys = page + block % 2 * block_bytes
-            _score(rows, kind, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
+            _score(rows, together, kind, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
+            block += together
         for i in range(rows):
             token = start + (done + i) // shared
             place, end = v.get_i64(positions + 8 * token), v.get_i64(ends + 8 * token)
@@ -161,7 +180,10 @@ def attend(op, start, count, kv_head, positions, ends, pages, scratch):
                 _bend(table + i * score_s, first, last, cap, bias)
             v.set_f32(scratch + 16 + 4 * i, _softmax(table + i * score_s, first, last, least, end))
         for block in range(first, last + 1):
-            page = v.get_i64(pages + 8 * (block // 2)) + offset + kv_head * head_bytes
+            page = v.get_i64(pages + 8 * (block // 2)) + inside
+            if (block + _AHEAD) // 2 <= last // 2 and block % 2 == first % 2:
+                ahead = v.get_i64(pages + 8 * ((block + _AHEAD) // 2)) + inside + 2 * block_bytes
+                fetch(ahead, 32 * value_bytes)
             seen = page + 2 * block_bytes + block % 2 * 16 * value_bytes
             held = min(16, high + 1 - block * 16)
             _value(rows, kind, table + (block - first) * 64, score_s, seen, padded // 16, held, sums, padded * 4)

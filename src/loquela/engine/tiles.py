@@ -17,7 +17,7 @@ from numba.core import cgutils
 
 from loquela.engine.simd import F32, I8, I16, I32, I64, LANES, VI, Emit, V, define, features
 
-__all__ = ["TILE", "dot_tile", "packed_tile", "scores", "values"]
+__all__ = ["TILE", "dot_tile", "fetch", "packed_tile", "scores", "values"]
 
 TILE = LANES
 """Rows of a packed tile: one in each lane."""
@@ -33,16 +33,18 @@ class Bytes:
     """How a processor multiplies bytes: `acc += Σ of 4 products` in each of sixteen lanes, exactly, by each's own way.
 
     Weights are unsigned with `zero` as their 0. Where `signed`, they are made signed first; else the caller starts from
-    minus `zero` times the sum of the other factor.
+    minus `zero` times the sum of the other factor. For a few `tokens` two sums are made at a time, and the upper four
+    bits are left in their place: the one would wait for itself, the other is work for each weight.
     """
 
-    def __init__(self, e: Emit, bits: int) -> None:
+    def __init__(self, e: Emit, bits: int, tokens: int) -> None:
         self.e, self.b, self.bits = e, e.b, bits
         self.zero = 1 << (bits - 1)
         there = features()
         self.way = "vnni" if {"avx512vnni", "avx512bw"} <= there else "avx2" if "avx2" in there else "plain"
         self.signed = self.way == "avx2" and bits == 8  # its products of bytes saturate at 16 bits: |w| ≤ 127 cannot
-        self.shifted = self.way == "avx2"  # for the same reason
+        self.sums = 2 if tokens <= 2 else 1
+        self.shifted = self.way == "avx2" or self.sums == 1  # for the same reason; or so that one sum can take both
 
     def dot(self, acc: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
         """`w` is 64 bytes, four for each lane; `x` (int32) the four bytes that each of the lanes meets."""
@@ -86,7 +88,7 @@ class Bytes:
     def steps(self, address: ir.Value, group: int) -> list[ir.Value]:
         """Load a group of a tile: 64 bytes for every 4 columns, or, of 4 bits each, for every 8.
 
-        Where nothing saturates, the higher four bits of a byte stay where they are: they give sixteen times as much.
+        Where they are not `shifted`, the upper four bits of a byte give sixteen times as much.
         """
         b, found = self.b, []
         for step in range(group * LANES * self.bits // 8 // 64):
@@ -101,8 +103,11 @@ class Bytes:
             found += [b.and_(loaded, low), above]
         return found
 
-    def joined(self, low: ir.Value, high: ir.Value) -> ir.Value:
-        """The sum of what the even steps and the odd ones gave."""
+    def joined(self, sums: Sequence[ir.Value]) -> ir.Value:
+        """The sum of all steps, of what the even and the odd ones gave where these are apart."""
+        if len(sums) == 1:
+            return sums[0]
+        low, high = sums
         if self.bits == 4 and not self.shifted:
             high = self.b.ashr(high, ir.Constant(VI, [4] * LANES))
         return self.b.add(low, high)
@@ -132,7 +137,7 @@ def packed_tile(bits: int, group: int, tokens: int) -> Any:
     def body(
         e: Emit, w: Any, x: Any, x_stride: Any, k: Any, y: Any, y_stride: Any, bias: Any, res: Any, res_s: Any
     ) -> None:
-        b, multiply = e.b, Bytes(e, bits)
+        b, multiply = e.b, Bytes(e, bits, tokens)
         size = group * LANES * bits // 8
         groups = b.udiv(k, ir.Constant(I64, group))
         scales = _plus(e, w, _times(e, groups, size))
@@ -148,14 +153,15 @@ def packed_tile(bits: int, group: int, tokens: int) -> Any:
             scale = e.widen(e.load(_plus(e, scales, _times(e, g, 2 * LANES)), _BF16_16))
             for row, total in zip(xs, sums, strict=True):
                 beside = _plus(e, row, k, _times(e, g, 4))
-                accs = [ir.Constant(VI, None)] * 2
+                accs = [ir.Constant(VI, None)] * multiply.sums
                 if not multiply.signed:
                     seen = e.load(_plus(e, beside, _times(e, groups, 4)), I32)
                     accs[0] = e.splat(b.mul(seen, ir.Constant(I32, -multiply.zero)))
                 at = _plus(e, row, _times(e, g, group))
                 for step, part in enumerate(steps):
-                    accs[step % 2] = multiply.dot(accs[step % 2], part, e.load(_plus(e, at, 4 * step), I32))
-                acc = multiply.joined(*accs)
+                    which = step % multiply.sums
+                    accs[which] = multiply.dot(accs[which], part, e.load(_plus(e, at, 4 * step), I32))
+                acc = multiply.joined(accs)
                 factor = b.fmul(scale, e.splat(e.load(beside, F32)))
                 b.store(e.fma(b.sitofp(acc, V), factor, b.load(total)), total)
         added = e.load(bias)
@@ -224,30 +230,37 @@ def _fold4(e: Emit, parts: list[ir.Value]) -> ir.Value:
     return halves(shorter, shorter, 1, 8)
 
 
-def scores(dtype: str, rows: int) -> Any:
+def scores(dtype: str, rows: int, blocks: int = 1) -> Any:
     """Scores of `rows` queries with sixteen keys that lie side by side, dimension after dimension.
 
-    Behind keys of int8 stand their sixteen scales. Arguments: address of the queries, their stride; of the keys;
-    head_dim; of the scores, their stride.
+    Behind keys of int8 stand their sixteen scales. The same for each of `blocks` of keys, one behind the other: that
+    there is something else to do while one waits for a sum. Arguments: address of the queries, their stride; of the
+    keys; head_dim; of the scores, their stride.
     """
     kind, size = _KINDS[dtype]
 
     def body(e: Emit, q: Any, q_stride: Any, keys: Any, width: Any, out: Any, out_stride: Any) -> None:
         b = e.b
+        bytes_each = _times(e, width, size * LANES)
+        bytes_each = _plus(e, bytes_each, 4 * LANES) if size == 1 else bytes_each
+        starts = [_plus(e, keys, _times(e, bytes_each, block)) for block in range(blocks)]
         qs = _rows(e, q, q_stride, rows)
-        sums = [cgutils.alloca_once(b, V) for _ in range(rows)]
-        for total in sums:
+        sums = [[cgutils.alloca_once(b, V) for _ in range(blocks)] for _ in range(rows)]
+        for total in (total for row in sums for total in row):
             b.store(e.constant(0.0), total)
         with cgutils.for_range(b, width) as loop:
-            key = e.widen(e.load(_plus(e, keys, _times(e, loop.index, size * LANES)), kind))
-            for row, total in zip(qs, sums, strict=True):
+            several = [e.widen(e.load(_plus(e, at, _times(e, loop.index, size * LANES)), kind)) for at in starts]
+            for row, totals in zip(qs, sums, strict=True):
                 query = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
-                b.store(e.fma(query, key, b.load(total)), total)
-        scales = e.load(_plus(e, keys, _times(e, width, LANES))) if size == 1 else None
-        for total, place in zip(sums, _rows(e, out, out_stride, rows), strict=True):
-            e.store(place, b.load(total) if scales is None else b.fmul(b.load(total), scales))
+                for key, total in zip(several, totals, strict=True):
+                    b.store(e.fma(query, key, b.load(total)), total)
+        scales = [e.load(_plus(e, at, _times(e, width, LANES))) if size == 1 else None for at in starts]
+        for totals, place in zip(sums, _rows(e, out, out_stride, rows), strict=True):
+            for block, (total, scale) in enumerate(zip(totals, scales, strict=True)):
+                done = b.load(total) if scale is None else b.fmul(b.load(total), scale)
+                e.store(_plus(e, place, 4 * LANES * block), done)
 
-    return define(f"scores_{dtype}_x{rows}", _none, (_i64,) * 6, body)
+    return define(f"scores_{dtype}_x{rows}_{blocks}", _none, (_i64,) * 6, body)
 
 
 def values(dtype: str, rows: int) -> Any:
@@ -257,28 +270,51 @@ def values(dtype: str, rows: int) -> Any:
     values; their width in vectors of sixteen; `count`; of the sums, their stride.
     """
     kind, size = _KINDS[dtype]
+    several = max(1, 4 // rows)
 
     def body(e: Emit, p: Any, p_stride: Any, v: Any, width: Any, count: Any, out: Any, out_stride: Any) -> None:
         b = e.b
         ps, outs = _rows(e, p, p_stride, rows), _rows(e, out, out_stride, rows)
-        sums = [cgutils.alloca_once(b, V) for _ in range(rows)]
+        sums = [[cgutils.alloca_once(b, V) for _ in range(several)] for _ in range(rows)]
         stride = _times(e, width, LANES * size)
         stride = _plus(e, stride, 16) if size == 1 else stride
-        with cgutils.for_range(b, width) as part:
-            column = _times(e, part.index, LANES)
-            for place, total in zip(outs, sums, strict=True):
-                b.store(e.load(_plus(e, place, _times(e, column, 4))), total)
-            at = _plus(e, v, _times(e, column, size))
+
+        def parts(first: Any, together: int) -> None:
+            """So many neighbouring vectors, of every value."""
+            columns = [_times(e, _plus(e, first, part), LANES) for part in range(together)]
+            places = [[_plus(e, row, _times(e, column, 4)) for column in columns] for row in outs]
+            for row, totals in zip(places, sums, strict=True):
+                for place, total in zip(row, totals, strict=False):
+                    b.store(e.load(place), total)
             with cgutils.for_range(b, count) as loop:
-                place = b.mul(loop.index, stride)
-                value = e.widen(e.load(_plus(e, at, place), kind))
+                at = _plus(e, v, b.mul(loop.index, stride))
+                found = [e.widen(e.load(_plus(e, at, _times(e, column, size)), kind)) for column in columns]
                 if size == 1:
-                    scale = e.load(_plus(e, v, place, _times(e, width, LANES)), F32)
-                    value = b.fmul(value, e.splat(scale))
-                for row, total in zip(ps, sums, strict=True):
+                    scale = e.splat(e.load(_plus(e, at, _times(e, width, LANES)), F32))
+                    found = [b.fmul(value, scale) for value in found]
+                for row, totals in zip(ps, sums, strict=True):
                     weight = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
-                    b.store(e.fma(weight, value, b.load(total)), total)
-            for place, total in zip(outs, sums, strict=True):
-                e.store(_plus(e, place, _times(e, column, 4)), b.load(total))
+                    for value, total in zip(found, totals, strict=False):
+                        b.store(e.fma(weight, value, b.load(total)), total)
+            for row, totals in zip(places, sums, strict=True):
+                for place, total in zip(row, totals, strict=False):
+                    e.store(place, b.load(total))
+
+        groups = b.udiv(width, ir.Constant(I64, several))
+        with cgutils.for_range(b, groups) as loop:
+            parts(_times(e, loop.index, several), several)
+        if several > 1:
+            done = _times(e, groups, several)
+            with cgutils.for_range(b, b.sub(width, done)) as loop:
+                parts(_plus(e, done, loop.index), 1)
 
     return define(f"values_{dtype}_x{rows}", _none, (_i64,) * 7, body)
+
+
+def _fetch(e: Emit, start: Any, size: Any) -> None:
+    with cgutils.for_range(e.b, e.b.udiv(size, ir.Constant(I64, 64))) as loop:
+        e.prefetch(_plus(e, start, _times(e, loop.index, 64)))
+
+
+fetch = define("fetch", _none, (_i64, _i64), _fetch)
+"""Have so many bytes from an address fetched."""
