@@ -14,7 +14,7 @@ import pytest
 import torch
 import uvicorn
 
-from loquela.checkpoint.store import save_model
+from loquela.checkpoint.store import load_model, save_model
 from loquela.models.base import Network, architecture
 from loquela.serving.app import build
 from loquela.serving.options import Options
@@ -64,6 +64,22 @@ def encoder_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer.train("wordpiece", [TEXT], 300, special_tokens=("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"))
     directory = tmp_path_factory.mktemp("models") / "reader"
     save_model(network(tokenizer.vocab_size, "bert"), tokenizer, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tagger_directory(encoder_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that labels words: at random, but always the same ones."""
+    known = load_model(encoder_directory)
+    config = known.network.config.for_task("token-classification", ("O", "B-PER", "I-PER", "B-LOC"))  # type: ignore[attr-defined]
+    made = architecture("bert").NETWORK(config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25, generator=generator)
+    directory = tmp_path_factory.mktemp("models") / "tagger"
+    save_model(made.eval(), known.tokenizer, directory)
     return directory
 
 

@@ -160,3 +160,16 @@ def test_rounded_weights_are_looked_at_between_two_steps(start: Callable[..., Ru
         told = client.post("/inside/picture", json={"picture": "attention", "prompt": "The cat"})
         assert told.status_code == 400
         assert "unavailable" in told.json()["error"]["message"]
+
+
+def test_words_are_labelled_as_by_the_library(start: Callable[..., Running], tagger_directory: Path) -> None:
+    server = start(tagger_directory)
+    texts = ["The cat sat on the mat. \U0001f408 Ärger", "the dog"]
+    answer = httpx.post(f"{server.url}/inside/classify", json={"input": texts}, timeout=120).json()
+    assert answer["labels"] == ["O", "B-PER", "I-PER", "B-LOC"]
+    assert answer["probabilities"] is None
+    model = loquela.load(tagger_directory)
+    for text, words in zip(texts, answer["words"], strict=True):
+        assert [text[one["start"] : one["end"]] for one in words] == [one["word"] for one in words]
+        assert [(one["word"], one["label"]) for one in words] == [(one.word, one.tag) for one in model.tag(text)]
+        assert all(0 <= one["probability"] <= 1 for one in words)

@@ -252,6 +252,29 @@ def test_tasks_that_can_be_done_are(page: Any, tmp_path: Path) -> None:
     shot(page, tmp_path)
 
 
+def test_entities_are_marked_in_the_text(
+    browser: Any, start: Callable[..., Running], tagger_directory: Path, tmp_path: Path
+) -> None:
+    server = start(tagger_directory)
+    page = browser.new_page()
+    page.goto(server.url)
+    page.locator("html[data-ready=yes]").wait_for(timeout=30_000)  # a reader begins with the tasks
+    text = "The cat sat on the mat; the dog sat on the log."
+    page.fill("#task-classify textarea", text)
+    page.click("#task-classify button:has-text('Classify')")
+    page.locator("#task-classify mark.entity").first.wait_for()
+    labels = page.locator("#task-classify mark.entity sub").all_inner_texts()
+    assert set(labels) <= {"PER", "LOC"}
+    told = page.evaluate("""() => {
+        const shown = document.querySelector("#task-classify .output").cloneNode(true);
+        shown.querySelectorAll("sub").forEach((sub) => sub.remove());
+        return shown.textContent;
+    }""")
+    assert told == text
+    shot(page, tmp_path)
+    page.close()
+
+
 def test_a_run_of_training_is_watched(page: Any, server: Running, tmp_path: Path) -> None:
     page.click("#tab-train")
     page.locator("#run-state", has_text="step 20, loss 3.000").wait_for()

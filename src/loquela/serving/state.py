@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from loquela import peft
 from loquela.api import LanguageModel, load
-from loquela.engine.choosing import Engine, EngineName, base_of, check_wearable
+from loquela.engine.choosing import Engine, EngineName, base_of, check_wearable, compiled_already
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
 from loquela.errors import CheckpointError, UsageError
@@ -55,6 +55,7 @@ class Served:
         self.metrics = Metrics()
         network = model.network
         runs = _fastest(model, options)
+        self.engine = "compiled" if compiled_already(runs) else "torch"
         for name, directory in options.adapters.items():
             self._put_on(name, directory)
         limits = Limits(options.slots, options.queue, options.cache_bytes)

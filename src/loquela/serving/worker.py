@@ -100,7 +100,8 @@ def _serve(
     gc.freeze()  # a million objects that stay: looking through them again and again holds everybody up for 0.2 s
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn hands a signal on when it has drained: that is the end
         signal.signal(number, lambda *_: None)
-    LOG.info("serving", extra={"fields": {"host": options.host, "port": listener.getsockname()[1], "pid": os.getpid()}})
+    place = {"host": options.host, "port": listener.getsockname()[1], "pid": os.getpid(), "engine": served.engine}
+    LOG.info("serving", extra={"fields": place})
     if ready is not None:
         ready(served)
     asyncio.run(server.serve(sockets=[listener]))

@@ -88,14 +88,16 @@ function showAlternatives(chip, piece, branch, focus) {
 export function chip(piece, does = {}) {
   const probability = Math.exp(piece.log_prob);
   const bare = piece.finish_reason === "stop" && piece.text === "";
+  const shown = (piece.token || "").replace(/\n/g, "↵\n"); // a line's end is seen, and ends the line
   const made = el(
-    "button",
+    "span", // no <button>: that is a box, in which a line cannot end
     {
-      type: "button",
+      role: "button",
+      tabIndex: 0,
       class: `chip ${shade(probability)}${bare ? " mark" : ""}`,
       "aria-label": `${piece.token || "token"}, probability ${percent(probability)}`,
     },
-    bare ? `⟨${piece.token}⟩` : piece.token,
+    bare ? `⟨${piece.token}⟩` : shown,
   );
   const branch = does.branch ?? null;
   let hover = 0;
@@ -107,6 +109,11 @@ export function chip(piece, does = {}) {
     clearTimeout(hover);
     does.select?.();
     showAlternatives(made, piece, branch, event.detail === 0);
+  });
+  made.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    made.click();
   });
   return made;
 }

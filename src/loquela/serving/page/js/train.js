@@ -30,6 +30,8 @@ export function trainSection() {
         if (names.includes(before)) pick.value = before;
       }
       const run = runs.find((/** @type {any} */ r) => r.name === pick.value);
+      const figure = place.parentElement;
+      if (figure) figure.hidden = !run;
       if (!run) {
         said.textContent = "No run is here. Start one with loquela train RECIPE or loquela quickstart in the directory where this server was started.";
         return;
