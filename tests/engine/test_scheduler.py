@@ -290,9 +290,9 @@ def spying(scheduler: Scheduler, see: Callable[[list[list[int]]], None]) -> Iter
     rows: Rows = scheduler._rows
     plain = rows.hidden
 
-    def hidden(tokens, caches, adapters):  # type: ignore[no-untyped-def]
+    def hidden(tokens, caches, adapters, wanted):  # type: ignore[no-untyped-def]
         see([list(row) for row in tokens])
-        return plain(tokens, caches, adapters)
+        return plain(tokens, caches, adapters, wanted)
 
     rows.hidden = hidden  # type: ignore[method-assign]
     yield

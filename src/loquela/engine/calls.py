@@ -86,7 +86,7 @@ class Call:
         wanted: Sequence[int] | None = None,
     ) -> None:
         self.lengths, self._outfits = [len(new) for new in tokens], outfits
-        self.wanted = self.lengths if wanted is None else [*wanted]
+        self.wanted = self.lengths if wanted is None or [*wanted] == self.lengths else [*wanted]
         self._count, self._kept = sum(self.lengths), vectors
         ids: list[int] = []
         places: list[int] = []

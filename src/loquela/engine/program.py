@@ -83,7 +83,7 @@ class Program:
         places_name: str | None = None,
     ) -> None:  # fmt: skip
         """`x = scale · tokens[id] (+ places[position])`; adapters reach tokens and places by their names."""
-        table, kind = self._matrix(tokens.weight)
+        table, kind = self._matrix(_in_16_bits(tokens.weight) if self.bits else tokens.weight)
         wide = None if places is None else self.keep(places.detach().float().contiguous())
         positions, bytes_each = (0, 0) if wide is None else (address(wide), wide.shape[1] * 4)
         at_once = (positions, bytes_each) if scale == 1.0 else (0, 0)
@@ -304,3 +304,13 @@ class Program:
         if weight.dtype not in _DTYPES or weight.device.type != "cpu":
             raise unknown(f"weights of {weight.dtype} on {weight.device}")
         return self.keep(weight.detach().contiguous()), KINDS[_DTYPES[weight.dtype]]
+
+
+def _in_16_bits(table: Tensor) -> Tensor:
+    """What a rounded network keeps of an embedding, as where it is read from its file: all of it, or float16."""
+    table = table.detach()
+    for dtype in (torch.bfloat16, torch.float16) if table.dtype == torch.float32 else ():
+        narrow = table.to(dtype)
+        if torch.equal(narrow.float(), table) or (dtype == torch.float16 and bool(narrow.isfinite().all())):
+            return narrow
+    return table

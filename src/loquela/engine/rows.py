@@ -62,19 +62,23 @@ class Rows:
         return cache, first[0].tolist()
 
     def hidden(
-        self, tokens: Sequence[Sequence[int]], caches: Sequence[Cache], adapters: Sequence[str | None]
+        self,
+        tokens: Sequence[Sequence[int]],
+        caches: Sequence[Cache],
+        adapters: Sequence[str | None],
+        wanted: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Return the hidden states (new, dim) of each row's `tokens`, and extend its cache."""
+        """Return the hidden states (new, dim) of each row's `tokens`, or of its `wanted` last; extend its cache."""
+        counts = [len(new) for new in tokens] if wanted is None else wanted
 
         def together(rows: list[int]) -> Iterable[Tensor]:
             assert self._together is not None
-            return self._together.hidden_rows(
-                [tokens[row] for row in rows], [caches[row] for row in rows], [adapters[row] for row in rows]
-            )
+            worn, ends = [adapters[row] for row in rows], [counts[row] for row in rows]
+            return self._together.hidden_rows([tokens[row] for row in rows], [caches[row] for row in rows], worn, ends)
 
         def alone(row: int) -> Tensor:
             ids = torch.tensor([tokens[row]], device=self._device)
-            return self.network.hidden(ids, cache=caches[row])[0]
+            return self.network.hidden(ids, cache=caches[row])[0, len(tokens[row]) - counts[row] :]
 
         return self._each(adapters, together, alone)
 

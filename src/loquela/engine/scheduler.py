@@ -208,16 +208,17 @@ class Scheduler:
         reading = self._reading.popleft() if self._reading else None
         tokens = [[row.writer.completion[-1]] for row in writing]
         caches = [row.cache for row in writing]
-        adapters = [row.ticket.request.adapter for row in writing]
+        adapters, wanted = [row.ticket.request.adapter for row in writing], [1] * len(writing)
         if reading is not None:
             start, end = next(spans(reading.held, len(reading.prefix)))
             tokens.append(reading.prefix[start:end])
             caches.append(reading.cache)
             adapters.append(reading.ticket.request.adapter)
+            wanted.append(end - start if reading.ticket.request.score_prompt else int(end == len(reading.prefix)))
         if not tokens:
             return
         try:
-            hidden = self._rows.hidden(tokens, caches, adapters)
+            hidden = self._rows.hidden(tokens, caches, adapters, wanted)
             if reading is not None:
                 reading.held += len(tokens[-1])
                 ready = self._read(reading, hidden[-1])

@@ -135,8 +135,8 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
             cache, first = network.start(torch.tensor([prompt], device=next(network.parameters()).device))
         prefix = first[0].tolist()
     for start, end in spans(held, len(prefix)):
-        states = read(network, prefix[start:end], cache)
-    return prefix, cache, logits_after(network, states[-1:])[0]
+        states = read(network, prefix[start:end], cache, wanted=1 if end == len(prefix) else 0)
+    return prefix, cache, logits_after(network, states)[0]
 
 
 def check_room(prompt: int, window: int) -> None:
@@ -199,11 +199,18 @@ def decode(
             count.forwards += 1
 
 
-def read(network: Network, tokens: Sequence[int], cache: Cache) -> torch.Tensor:
-    """Return the hidden states (new, dim) of `tokens`, which come after what `cache` holds and extend it."""
+def read(network: Network, tokens: Sequence[int], cache: Cache, *, wanted: int | None = None) -> torch.Tensor:
+    """Return the hidden states (new, dim) of `tokens`, which come after what `cache` holds and extend it.
+
+    Or those of the last `wanted`: a compiled network leaves out of its last layer what only the others need.
+    """
+    count = len(tokens) if wanted is None else wanted
     with evaluating(network):
+        if (together := getattr(network, "hidden_rows", None)) is not None:
+            states: torch.Tensor = together([tokens], [cache], wanted=[count])[0]
+            return states
         device = next(network.parameters()).device
-        return network.hidden(torch.tensor([tokens], device=device), cache=cache)[0]
+        return network.hidden(torch.tensor([tokens], device=device), cache=cache)[0, len(tokens) - count :]
 
 
 def logits_after(network: Network, states: torch.Tensor) -> list[Logits]:

@@ -60,7 +60,7 @@ class Prefix(Virtual):
 
     def became(self, network: Network) -> Cache:
         """Cut the vectors into a key and a value for each layer and head."""
-        dtype = next(network.parameters()).dtype
+        dtype = next(network.get_submodule("decoder").parameters()).dtype  # an embedding may lie in fewer bits
         wide = self.tensors[KEY].to(dtype).view(self.length, self.layers * 2, self.heads, -1)
         each = wide.permute(1, 2, 0, 3)[:, None]  # (layers · 2, 1, heads, tokens, head_dim)
         cache = Cache(self.layers)
