@@ -91,7 +91,7 @@ def read_per_token(size: str, width: str) -> int:
     """Bytes of matrices that a token reads, as this width keeps them."""
     dim, layers, heads, kv_heads, hidden = SHAPES[size]
     body = layers * (2 * dim * dim + 2 * dim * (dim // heads) * kv_heads + 3 * dim * hidden)
-    bits = {"float32": (32, 32), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}[width]
+    bits = {"float32": (32, 32), "int8": (8.5, 8.5), "int4": (4.5, 4.5)}[width]
     return int((body * bits[0] + 32000 * dim * bits[1]) / 8)
 
 

@@ -38,8 +38,8 @@ def round_model(source: Path, target: Path, quantize: str, text: Path | None) ->
     network = loaded.network
     bits = {"int8": 8, "int4": 4}[quantize]
     rounded: dict[str, few_bits.Rounded] = {}
-    for name, (stored, layer) in few_bits.matrices(network).items():
-        made = quantised(layer.weight, 8 if name == "lm_head" else bits)
+    for stored, layer in few_bits.matrices(network).values():
+        made = quantised(layer.weight, bits)
         rounded[stored] = (made.bits, made.codes, made.scales)
     before = _figures(loaded, quantize, text, compiled)
     limit = min(network.context_length, 64)
@@ -47,8 +47,8 @@ def round_model(source: Path, target: Path, quantize: str, text: Path | None) ->
     with atomic_directory(target) as temporary:
         write_model(network, loaded.tokenizer, temporary, generation_config=loaded.generation_config, rounded=rounded)
         with torch.no_grad():
-            for name, (_, layer) in few_bits.matrices(network).items():
-                made = quantised(layer.weight, 8 if name == "lm_head" else bits)
+            for _, layer in few_bits.matrices(network).values():
+                made = quantised(layer.weight, bits)
                 layer.weight.copy_(made.dequantised())
             written = load_model(temporary).network
             expected, got = network.float()(ids), written(ids)

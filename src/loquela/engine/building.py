@@ -120,11 +120,10 @@ def _leave(program: Program, norm: nn.Module | None, x: Buffer) -> Buffer:
 
 def _head(built: Built, frame: Frame) -> None:
     program, start = built.program, len(built.program.ops)
-    bits = 8 if program.bits else 0
     program.scale(built.head_in, frame.head_scale)
-    if bits:
+    if program.bits:
         program.round(built.head_in)
-    program.linear({"lm_head": frame.head}, built.head_in, built.logits, bits=bits, bias=frame.head_bias)
+    program.linear({"lm_head": frame.head}, built.head_in, built.logits, bits=program.bits, bias=frame.head_bias)
     if frame.head_cap is not None:
         program.activate(ACTIVATIONS["tanh"], False, built.logits, built.logits, rounds=False, cap=frame.head_cap)
     built.parts["head"] = start, len(program.ops)
