@@ -31,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,9 @@ async def contest(peers: list[Peer], clients: list[int], rounds: int, requests: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--shape", choices=SHAPES, default="7M")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
@@ -269,17 +271,21 @@ def main() -> None:
             {"servers": many_callers, "adapters": mixed_adapters, "health": while_served}[part](directory, arguments)
 
 
+def told(given: Sequence[str]) -> str:
+    """Return the command as it is recorded: without the place where the models are kept, which is this machine's."""
+    words, after = [], False
+    for word in given:
+        if not after and word.partition("=")[0] != "--place":
+            words.append(word)
+        after = word == "--place"
+    return " ".join(["python benchmarks/serve.py", *words])
+
+
 def keep(title: str, arguments: argparse.Namespace, lines: list[str], result: dict[str, Any]) -> None:
     """Print a part's figures, and record them."""
     print(machine(), *lines, sep="\n")
     if not arguments.no_record:
-        told = [word for word in sys.argv[1:] if not word.startswith("--place")]
-        record(
-            f"{title}, {arguments.shape} LLaMA shape, float32",
-            f"python benchmarks/serve.py {' '.join(told)}".strip(),
-            lines,
-            result,
-        )
+        record(f"{title}, {arguments.shape} LLaMA shape, float32", told(sys.argv[1:]), lines, result)
     print(json.dumps(result))
 
 

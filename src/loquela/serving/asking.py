@@ -15,7 +15,7 @@ from loquela.serving.large import aside
 from loquela.serving.owners import owner_of
 from loquela.serving.schemas import Message, Writing
 from loquela.serving.state import Served
-from loquela.text.chat import render
+from loquela.text.chat import render_text
 
 __all__ = ["prompt_of", "rendered", "requests_of"]
 
@@ -51,10 +51,11 @@ async def requests_of(
 async def prompt_of(served: Served, prompt: str | list[int], suffix: str | None) -> tuple[list[int] | str, str]:
     """Return a prompt's ids (or the text that an empty prompt is), and its text."""
     tokenizer = served.model.tokenizer
+    served.check_length(prompt)
     if suffix is not None:
         if not isinstance(prompt, str):
             raise ApiError(400, "a suffix goes with a prompt of text, not of token ids", param="suffix")
-        return await run_in_threadpool(infill_ids, tokenizer, prompt, suffix), prompt
+        return await aside(len(prompt) + len(suffix), infill_ids, tokenizer, prompt, suffix), prompt
     if not isinstance(prompt, str):
         await aside(len(prompt), served.check_ids, prompt)
         return prompt, await aside(len(prompt), tokenizer.decode, prompt)
@@ -74,4 +75,5 @@ async def rendered(
             code="no_chat_template",
         )
     turns = [message.as_dict() for message in messages]
-    return await run_in_threadpool(render, turns, template, tokenizer, add_generation_prompt=add_generation_prompt)
+    text = await run_in_threadpool(render_text, turns, template, tokenizer, add_generation_prompt=add_generation_prompt)
+    return await served.encode(text, add_special_tokens=False)  # the template has written them itself

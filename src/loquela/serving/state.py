@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from loquela.api import LanguageModel, load
 from loquela.engine.choosing import Engine, EngineName, base_of, check_wearable, compiled_already
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
-from loquela.errors import CheckpointError, UsageError
+from loquela.errors import CheckpointError, ContextWindowError, UsageError
 from loquela.generation.completion import prompt_ids
 from loquela.generation.constrain import Constraint, constraint
 from loquela.generation.pieces import token_text
@@ -28,6 +29,7 @@ from loquela.prompting.budget import fit
 from loquela.serving.answers import ModelCard
 from loquela.serving.failures import ApiError
 from loquela.serving.infill import infill_marks
+from loquela.serving.large import LARGE, aside
 from loquela.serving.looking import Looking
 from loquela.serving.observe import LOG, Metrics
 from loquela.serving.options import Options
@@ -36,8 +38,8 @@ from loquela.serving.schemas import Writing
 __all__ = ["Served", "opened"]
 
 T = TypeVar("T")
-_LARGE = 4096
-"""Characters from which a text is encoded in another thread."""
+_LONGEST = 64
+"""Characters of a text for each position of the context window: no text has so many to a token."""
 
 
 class Served:
@@ -186,11 +188,22 @@ class Served:
         ids = prompt_ids(self.model.tokenizer, prompt) if isinstance(prompt, str) else prompt
         return fit(ids, self.scheduler.window(adapter), settings.max_new_tokens)
 
+    def check_length(self, prompt: str | Sequence[int]) -> None:
+        """Raise `ContextWindowError` for what cannot fit, before it is read: a text of 2 MB takes a core for 0.7 s."""
+        window = self.scheduler.window(None)
+        if not isinstance(prompt, str):
+            if len(prompt) > window:
+                fit(prompt, window, 1)
+        elif len(prompt) > (most := max(LARGE, _LONGEST * window)):
+            raise ContextWindowError(
+                f"the prompt must be at most {most:,} characters for a context window of {window} tokens, but has "
+                f"{len(prompt):,}: shorten it"
+            )
+
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's token ids; a long text is no reason to keep others waiting."""
-        if len(text) < _LARGE:
-            return self.model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await run_in_threadpool(self.model.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        encode = partial(self.model.tokenizer.encode, add_special_tokens=add_special_tokens)
+        return await aside(len(text), encode, text)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raise a 400 for token ids that the model does not have."""
