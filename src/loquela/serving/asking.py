@@ -51,7 +51,7 @@ async def requests_of(
 async def prompt_of(served: Served, prompt: str | list[int], suffix: str | None) -> tuple[list[int] | str, str]:
     """Return a prompt's ids (or the text that an empty prompt is), and its text."""
     tokenizer = served.model.tokenizer
-    served.check_length(prompt)
+    served.check_length(prompt + (suffix or "") if isinstance(prompt, str) else prompt)
     if suffix is not None:
         if not isinstance(prompt, str):
             raise ApiError(400, "a suffix goes with a prompt of text, not of token ids", param="suffix")
