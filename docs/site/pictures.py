@@ -39,7 +39,7 @@ def positional() -> None:
     offsets = torch.arange(-60, 61)
     s.text(220, 268, "T5: distances share buckets", bold=True)
     s.axes(area, span, "key's place minus query's", "bucket", (-60, 0, 60), (0, 16, 31))
-    s.curve(offsets.tolist(), brick._bucket(offsets).tolist(), area, span, BLUE)
+    s.curve(offsets.tolist(), brick.bucket(offsets).tolist(), area, span, BLUE)
     span, area = (0.0, 60.0, 0.0, 1.0), (490.0, 290.0, 320.0, 150.0)
     x, y = torch.randn(2, 64, generator=torch.Generator().manual_seed(4))
     y = x + 0.4 * y

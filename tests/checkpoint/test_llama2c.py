@@ -212,9 +212,13 @@ def test_tokens_are_those_of_run_c(text: str) -> None:
     assert ours.decode(ids) == text == theirs.decode(ids).decode()
 
 
-@given(st.lists(st.integers(3, 289)))
+@given(st.lists(st.integers(3, 289)).filter(lambda ids: ids[:1] != [3 + ord(" ")]))
 def test_decoding_any_tokens_is_that_of_run_c(ids: list[int]) -> None:
-    """Bytes that are no text show as U+FFFD, one for each byte of a broken run."""
+    """Bytes that are no text show as U+FFFD, one for each byte of a broken run.
+
+    At the beginning, transformers' decoder takes a blank that is written as a byte for the one that stands in front of
+    every text, and so does ours; run.c keeps it. No text is encoded like that: a blank has a token of its own.
+    """
     ours, theirs = tokenizers()
     expected = theirs.decode([1, *ids])
     try:

@@ -89,10 +89,11 @@ def score(
         note("a text is coloured by the model's own tokenizer, which a server keeps: with -m DIR only")
     elif tokenizer is not None and sys.stdout.isatty():
         _colour(tokenizer, result)
+    width = 20 if result.pseudo else 14
     for name, value in figures.items():
         beside = "" if other is None else f" {_number(other[name]):>16}"
         name = f"pseudo-{name}" if result.pseudo and name in ("log_prob", "perplexity", "bits_per_byte") else name
-        write(f"{name.replace('_', ' '):<20} {_number(value):>{16 if other else 0}}{beside}\n")
+        write(f"{name.replace('_', ' '):<{width}} {_number(value):>{16 if other else 0}}{beside}\n")
     if other is not None:
         for name, value in _gaps(figures, other).items():
             write(f"{name.replace('_', ' ')}: {value:+.4f}\n")
