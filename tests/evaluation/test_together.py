@@ -25,7 +25,7 @@ from loquela.text.tokenizer import Tokenizer
 PREFIX = TEXT[:300] + "\n\n"
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "t5"])
 def fast(request: pytest.FixtureRequest, tokenizer: Tokenizer) -> LocalSubject:
     subject = LocalSubject(make(request.param, tokenizer), request.param, engine="auto")
     assert subject.computes_together
@@ -47,6 +47,8 @@ def asked(questions: list[dict[str, Any]]) -> list[Question]:
 
 @pytest.mark.parametrize("context", [CONTEXT, CONTEXT + " ", "the", ""])
 def test_equal_to_a_plain_computation(fast: LocalSubject, context: str) -> None:
+    if context == "" and fast.kind == "encoder-decoder":
+        pytest.skip("a source must have a token")
     for found, choice in zip(fast.likelihoods(context, CHOICES), CHOICES, strict=True):
         log_prob, tokens, greedy = plain(fast, context, choice)
         assert (found.tokens, found.greedy) == (tokens, greedy)
@@ -92,6 +94,8 @@ def test_items_that_are_computed_alone_answer_the_same(writer: LocalSubject, que
 
 
 def test_one_that_does_not_fit_leaves_its_neighbours_alone(fast: LocalSubject) -> None:
+    if fast.kind == "encoder-decoder":
+        pytest.skip("T5 reads sources of any length")
     fits = Question(CONTEXT, tuple(CHOICES))
     first, long, last = fast.several([fits, Question(TEXT, (" x",)), fits])
     assert isinstance(long, ContextWindowError)

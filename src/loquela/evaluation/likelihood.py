@@ -157,11 +157,10 @@ class Together:
 
     def _hidden(self, items: Sequence[Encoded]) -> list[Tensor]:
         """Return what each row's tokens are predicted from (its tokens, D), item by item."""
-        caches = [self._begin(item) for item in items]
+        caches, begun = zip(*(self._begin(item) for item in items), strict=True)
         alone = [len(item.rows) == 1 for item in items]  # context and continuation in one go
         first = [
-            item.ids[item.shared :] + (item.rows[0][:-1] if single else [])
-            for item, single in zip(items, alone, strict=True)
+            ids + (item.rows[0][:-1] if single else []) for item, ids, single in zip(items, begun, alone, strict=True)
         ]
         wanted = [len(item.rows[0]) if single else 1 for item, single in zip(items, alone, strict=True)]
         read = self._network.hidden_rows(first, caches, wanted=wanted)
@@ -181,10 +180,14 @@ class Together:
                         found[number][i] = torch.cat([found[number][i], next(further)])
         return [states for of_item in found for states in of_item]
 
-    def _begin(self, item: Encoded) -> Cache:
+    def _begin(self, item: Encoded) -> tuple[Cache, list[int]]:
+        """Return the cache that holds what is known of the context, and the tokens that are still to be read."""
+        if self._network.kind == "encoder-decoder":
+            source, first = self._network.start(torch.tensor([item.ids]))
+            return source, first[0].tolist()
         if not item.shared:
-            return self._network.new_cache()
-        return self.prefixes.copy(item.ids[: item.shared], self._read)
+            return self._network.new_cache(), item.ids
+        return self.prefixes.copy(item.ids[: item.shared], self._read), item.ids[item.shared :]
 
     def _read(self, ids: Sequence[int]) -> Cache:
         cache = self._network.new_cache()

@@ -129,7 +129,7 @@ class LocalSubject:
             raise cannot(self.name, "gives probabilities to texts")
         waiting: list[Encoded | ContextWindowError] = []
         held = 0
-        fast = self._fast() if self.kind == "decoder" else None
+        fast = self._fast() if self._writes else None
         most = 0 if fast is None else min(TOKENS, self._beside(fast).room)
         for question in questions:
             if self.kind == "encoder":
@@ -186,7 +186,11 @@ class LocalSubject:
     @property
     def computes_together(self) -> bool:
         """Whether the compiled engine computes, many items at a time."""
-        return self.kind == "decoder" and self._fast() is not None
+        return self._writes and self._fast() is not None
+
+    @property
+    def _writes(self) -> bool:
+        return self.kind in ("decoder", "encoder-decoder")
 
     def _fast(self) -> CompiledNetwork | None:
         """Return what computes many items at a time, each with its own bits; None where torch computes.
