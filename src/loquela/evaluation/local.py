@@ -261,8 +261,10 @@ class LocalSubject:
         else:
             ids = prompt_ids(self.tokenizer, prompt)
         settings = GenerationSettings(max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop))
+        fast = self._fast() if self._writes else None
         with self.computing():
-            return complete(self.network, self.tokenizer, ids, settings, end_ids=self.model.end_ids).text
+            network = self.network if fast is None else fast
+            return complete(network, self.tokenizer, ids, settings, end_ids=self.model.end_ids).text
 
     def classify(self, text: str, pair: str | None) -> str:
         """Return the label that a classifier gives."""
