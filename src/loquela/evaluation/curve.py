@@ -48,6 +48,8 @@ def write_chart(points: Sequence[Point], file: Path) -> None:
     figure = make_subplots(rows=len(tasks), cols=1, subplot_titles=tasks, vertical_spacing=0.3 / max(2, len(tasks)))
     for row, task in enumerate(tasks, 1):
         here = [point for point in points if point.result.task == task]
+        asked = sorted({point.shots for point in here})
+        beside = 0.015 * (asked[-1] - asked[0])  # so that one model does not hide behind another
         for number, model in enumerate(models):
             own = sorted((point for point in here if point.model == model), key=lambda point: point.shots)
             if not own:
@@ -55,8 +57,10 @@ def write_chart(points: Sequence[Point], file: Path) -> None:
             scores = [point.result.score for point in own]
             figure.add_trace(
                 go.Scatter(
-                    x=[point.shots for point in own],
+                    x=[point.shots + (number - (len(models) - 1) / 2) * beside for point in own],
                     y=scores,
+                    customdata=[point.shots for point in own],
+                    hovertemplate="%{customdata} shots: %{y:.4f}",
                     error_y={
                         "type": "data",
                         "symmetric": False,
@@ -74,8 +78,9 @@ def write_chart(points: Sequence[Point], file: Path) -> None:
             )
         for value, name in ((here[0].result.chance, "chance"), (here[0].result.majority, "commonest answer")):
             if value is not None:
-                figure.add_hline(y=value, line_dash="dot", annotation_text=name, row=row, col=1)
-        figure.update_xaxes(title_text="shots", row=row, col=1)
+                line = {"dash": "dot", "width": 1, "color": "#666666"}  # the template's lines have no width
+                figure.add_hline(y=value, line=line, annotation_text=name, row=row, col=1)
+        figure.update_xaxes(title_text="shots", tickvals=asked, row=row, col=1)
         figure.update_yaxes(title_text=here[0].result.metric.replace("_", " "), row=row, col=1)
     figure.update_layout(
         template="simple_white", title="Score against the examples in the prompt", height=420 * len(tasks)

@@ -115,7 +115,7 @@ def _page(run: Tuning, forgetting: Forgetting, heat: Sequence[Mapping[str, Any]]
     if forgetting.noise is not None:
         figure.add_hrect(y0=-forgetting.noise, y1=forgetting.noise, opacity=0.15, line_width=0, fillcolor="grey")
     if run.recipe.max_forget is not None:
-        figure.add_hline(y=run.recipe.max_forget, line_dash="dash")
+        figure.add_hline(y=run.recipe.max_forget, line={"dash": "dash", "width": 1, "color": "#666666"})
     figure.update_layout(
         title="What was forgotten", xaxis_title="step", yaxis_title="bits per byte more than before", height=420
     )
