@@ -120,16 +120,8 @@ class Call:
             n, first = min(CHUNK, self._count - start), at + 8 * start
             held = self._blocks if n == self._count else [b for b in self._blocks if start <= b[0] < start + n]
             blocks = np.array([(a - start, b) for a, b in held], dtype=np.int64)
-            words = {
-                board.TOKENS: first,
-                board.POSITIONS: first + stride,
-                board.PAGES: first + 2 * stride,
-                board.MEMORY: first + 3 * stride,
-                board.ENDS: first + 4 * stride,
-                board.BLOCKS: address(blocks),
-                board.N_BLOCKS: len(held),
-                board.VECTORS: 0 if self._vectors is None else address(self._vectors[start:]),
-            }
+            words = _words(first, stride, blocks)
+            words[board.VECTORS] = 0 if self._vectors is None else address(self._vectors[start:])
             worn = None
             if any(self._outfits):
                 worn = spans(self.lengths, self._outfits, start, start + n)
@@ -150,14 +142,11 @@ class Call:
         of = np.searchsorted(np.array(held, dtype=np.int64), chosen, side="right")
         at = np.flatnonzero(np.diff(of, prepend=-1))
         blocks = np.stack((at, np.diff(at, append=len(of))), axis=1)
-        first, stride = address(own), 8 * len(chosen)
-        words = {
-            board.TOKENS: first,
-            board.POSITIONS: first + stride,
-            board.PAGES: first + 2 * stride,
-            board.MEMORY: first + 3 * stride,
-            board.ENDS: first + 4 * stride,
-            board.BLOCKS: address(blocks),
-            board.N_BLOCKS: len(blocks),
-        }
-        return chosen - start, words, (own, blocks)
+        return chosen - start, _words(address(own), 8 * len(chosen), blocks), (own, blocks)
+
+
+def _words(first: int, stride: int, blocks: npt.NDArray[np.int64]) -> dict[int, int]:
+    """The words of the board for tokens whose rows of `Call` stand from `first` on, `stride` bytes apart."""
+    rows = board.TOKENS, board.POSITIONS, board.PAGES, board.MEMORY, board.ENDS
+    words = {word: first + number * stride for number, word in enumerate(rows)}
+    return words | {board.BLOCKS: address(blocks), board.N_BLOCKS: len(blocks)}
