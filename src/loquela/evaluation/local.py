@@ -129,7 +129,7 @@ class LocalSubject:
             raise cannot(self.name, "gives probabilities to texts")
         waiting: list[Encoded | ContextWindowError] = []
         held = 0
-        fast = self._fast() if self._writes else None
+        fast = self._fast()
         most = 0 if fast is None else min(TOKENS, self._beside(fast).room)
         for question in questions:
             if self.kind == "encoder":
@@ -186,17 +186,16 @@ class LocalSubject:
     @property
     def computes_together(self) -> bool:
         """Whether the compiled engine computes, many items at a time."""
-        return self._writes and self._fast() is not None
-
-    @property
-    def _writes(self) -> bool:
-        return self.kind in ("decoder", "encoder-decoder")
+        return self._fast() is not None
 
     def _fast(self) -> CompiledNetwork | None:
         """Return what computes many items at a time, each with its own bits; None where torch computes.
 
-        That is so for what the engine does not know, of the network or of the adapter that it wears.
+        That is so for what does not write, and for what the engine does not know, of the network or of the adapter that
+        it wears.
         """
+        if self.kind not in ("decoder", "encoder-decoder"):
+            return None
         if compiled_already(self.network):
             return self.network
         first = next(self.network.parameters(), None)
@@ -261,9 +260,8 @@ class LocalSubject:
         else:
             ids = prompt_ids(self.tokenizer, prompt)
         settings = GenerationSettings(max_new_tokens=max_new_tokens, do_sample=False, stop=tuple(stop))
-        fast = self._fast() if self._writes else None
+        network = self._fast() or self.network
         with self.computing():
-            network = self.network if fast is None else fast
             return complete(network, self.tokenizer, ids, settings, end_ids=self.model.end_ids).text
 
     def classify(self, text: str, pair: str | None) -> str:

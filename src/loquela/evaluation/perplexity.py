@@ -22,7 +22,18 @@ from loquela.generation.decode import evaluating
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 
-__all__ = ["Prepared", "Score", "Tokens", "prepare", "score", "score_ids", "score_windows", "scored", "spans"]
+__all__ = [
+    "Prepared",
+    "Score",
+    "Tokens",
+    "finite_sum",
+    "prepare",
+    "score",
+    "score_ids",
+    "score_windows",
+    "scored",
+    "spans",
+]
 
 _HEAD_ROWS = 512
 """Positions whose logits are in memory at a time: with a vocabulary of 150,000 a whole window would take gigabytes."""
@@ -150,14 +161,19 @@ def score(
     return scored(prepared, score_ids(network, prepared.ids, window=window, stride=stride), window, stride)
 
 
-def scored(prepared: Prepared, log_probs: npt.NDArray[np.float64], window: int, stride: int) -> Score:
-    """Return the score of a text from the log-probabilities of all its tokens but the first."""
+def finite_sum(log_probs: npt.NDArray[np.float64]) -> float:
+    """Sum up log-probabilities exactly; raises `LoquelaError` where a damaged model gave some that are none."""
     total = math.fsum(log_probs)
     if not math.isfinite(total):
         raise LoquelaError(f"log-probabilities must be finite, but sum to {total}: the model's weights are damaged")
+    return total
+
+
+def scored(prepared: Prepared, log_probs: npt.NDArray[np.float64], window: int, stride: int) -> Score:
+    """Return the score of a text from the log-probabilities of all its tokens but the first."""
     return Score(
         tokens=len(log_probs),
-        log_prob=total,
+        log_prob=finite_sum(log_probs),
         n_bytes=prepared.n_bytes,
         window=window,
         stride=stride,

@@ -8,7 +8,6 @@ into blocks. Bits per byte are those of the pseudo-log-likelihood.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loquela.data.readers import Piece
-from loquela.errors import DataError, LoquelaError, TokenizerError, UsageError
+from loquela.errors import DataError, TokenizerError, UsageError
 from loquela.evaluation.masked import around, predicted
-from loquela.evaluation.perplexity import Score
+from loquela.evaluation.perplexity import Score, finite_sum
 from loquela.models.base import Network
 from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
@@ -113,12 +112,9 @@ def pseudo_score(
     """Return the pseudo-log-likelihood of a text; `Score.perplexity` is its pseudo-perplexity."""
     lines = prepare_lines(network, tokenizer, text, window=window)
     log_probs = np.concatenate([part for _, part in pseudo_log_probs(network, tokenizer, lines.blocks)])
-    total = math.fsum(log_probs)
-    if not math.isfinite(total):
-        raise LoquelaError(f"log-probabilities must be finite, but sum to {total}: the model's weights are damaged")
     return Score(
         tokens=len(log_probs),
-        log_prob=total,
+        log_prob=finite_sum(log_probs),
         n_bytes=sum(lines.n_bytes),
         window=lines.window,
         stride=lines.window,
