@@ -32,11 +32,11 @@ def test_what_is_worn_is_compiled_where_the_engine_knows_it(llama: Network, monk
     monkeypatch.setattr(choosing, "WORTH_IT", 1000)
     engine, network = Engine(), copy.deepcopy(llama)
     peft.attach(network, peft.config_for("lora"), "lora")
-    peft.attach(network, peft.config_for("selective", tune=["attention"]), "selective")
+    peft.attach(network, peft.config_for("ia3", target_modules=["gate_proj"], feedforward_modules=["gate_proj"]), "in")
     with peft.wearing(network, "lora"):
         assert isinstance(engine.of(network), CompiledNetwork)
     assert engine.note is None
-    with peft.wearing(network, "selective"):
+    with peft.wearing(network, "in"):
         assert engine.of(network) is network
     assert "use the torch engine" in (engine.note or "")
 

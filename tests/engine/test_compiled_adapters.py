@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_compiled import TINY, make, tokens
+from test_compiled import LONG, TINY, make, tokens
 
 from loquela import peft
 from loquela.engine.decoder import CompiledNetwork, compiled
@@ -16,6 +16,7 @@ from loquela.errors import ContextWindowError, UsageError
 from loquela.generation.decode import generate_ids
 from loquela.generation.settings import GenerationSettings
 from loquela.models.base import Network
+from loquela.peft.base import Part
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"r": 4, "target_modules": "all-linear"}),
@@ -26,8 +27,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "adapter": ("adapter", {"bottleneck_size": 7}),
     "parallel": ("adapter", {"is_parallel": True, "bottleneck_size": 33, "non_linearity": "gelu", "scaling": 1.5}),
     "half": ("adapter", {"mh_adapter": False, "bottleneck_size": 16, "non_linearity": "tanh"}),
+    "inputs": ("ia3", {"target_modules": ["v_proj"], "feedforward_modules": ["v_proj"]}),
     "prompt": ("prompt", {"num_virtual_tokens": 5}),
     "prefix": ("prefix", {"num_virtual_tokens": 37}),
+    "norms": ("selective", {"tune": ["norms", "biases"]}),
+    "whole": ("selective", {"tune": ["attention", "embeddings"]}),
+    "saved": ("lora", {"r": 4, "target_modules": "all-linear", "modules_to_save": ["q_proj", "lm_head"]}),
 }
 
 
@@ -36,7 +41,11 @@ def dress(network: Network, methods: dict[str, tuple[str, dict[str, Any]]] = MET
     embeddings = ["wte", "wpe"] if network.config.model_type == "gpt2" else ["embed_tokens"]
     with_embeddings = methods | {"embeddings": ("lora", {"r": 3, "target_modules": [*embeddings, "lm_head"]})}
     generator = torch.Generator().manual_seed(1)
+    fused = {"gpt2": "c_attn", "phi3": "qkv_proj"}.get(network.config.model_type, "q_proj")
     for name, (method, settings) in with_embeddings.items():
+        settings = settings | ({"modules_to_save": [fused, "lm_head"]} if "modules_to_save" in settings else {})
+        if fused != "q_proj":
+            settings = {key: [fused] if value == ["v_proj"] else value for key, value in settings.items()}
         peft.attach(network, peft.config_for(method, **settings), name, seed=0)
         with torch.no_grad():
             for parameter in peft.trainable(network, name).values():
@@ -116,12 +125,11 @@ def mixes(engine: CompiledNetwork, alone: list[torch.Tensor], texts: list[Any], 
 
 
 def run_mixes(name: str, quantize: Any, count: int) -> None:
-    methods = {m: given for m, given in METHODS.items() if quantize is None or m != "dora"}
-    network = dress(make(name), methods)
+    network = dress(make(name))
     engines = [compiled(network, quantize=quantize, threads=threads) for threads in (1, 2)]
     chance, texts = random.Random(0), []
     for length in (3, 20, 41, 130, 300, 7, 7, 7, 64, 64):
-        texts.append((chance.choice([None, *methods, "embeddings", "lora", "lora"]), tokens(length, seed=length)))
+        texts.append((chance.choice([None, *NAMES, "lora", "lora"]), tokens(length, seed=length)))
     texts = [(worn, text.tolist()) for worn, text in texts]
     alone = [engines[0].hidden_rows([text], [engines[0].new_cache()], [worn])[0] for worn, text in texts]
     for seed in range(count):
@@ -141,10 +149,9 @@ def test_hundreds_of_mixes_of_adapters(name: str, quantize: Any) -> None:
 
 
 @torch.no_grad()
-def test_over_rounded_weights_an_adapter_adds_what_it_adds_over_all(llama: Network) -> None:
+def test_over_rounded_weights_an_adapter_adds_what_it_adds_over_all() -> None:
     """What LoRA adds is not rounded: over rounded weights the logits are as near as the base's own."""
-    ids = tokens(1, 70)
-    network = dress(make("llama"), {name: given for name, given in METHODS.items() if name != "dora"})
+    ids, network = tokens(1, 70), dress(make("llama"))
     engine = compiled(network, quantize="int8")
     errors = {}
     for name in (None, *peft.adapters(network)):
@@ -155,7 +162,6 @@ def test_over_rounded_weights_an_adapter_adds_what_it_adds_over_all(llama: Netwo
     peft.detach(engine.base, "lora")  # the network that was rounded is another one
     assert "lora" in peft.adapters(network)
     assert "lora" not in peft.adapters(engine)
-    assert "DoRA over rounded weights" in str(compiled(llama, quantize="int8").refusal("dora"))
 
 
 @torch.no_grad()
@@ -210,6 +216,35 @@ def test_a_soft_prompt_and_its_cache(llama: Network) -> None:
         engine.hidden(tokens(3, 4))
 
 
+@pytest.mark.parametrize("length", [4, 30, 60])
+@torch.no_grad()
+def test_virtual_positions_of_texts_that_grow_long(length: int) -> None:
+    """They count as the text's own, and turn with it: after each step as if all had been read at once."""
+    network, long = make("phi3", LONG), 50 - length
+    for method in ("prompt", "prefix"):
+        peft.attach(network, peft.config_for(method, num_virtual_tokens=length), method, seed=2)
+    each = [None, "prompt", "prefix", "prompt"]
+    engines, text = [compiled(network, threads=threads) for threads in (1, 2)], tokens(1, 90)
+    steps = sorted({1, 10, *range(max(1, long - 2), max(1, long + 3)), 48, 50, 51, 53, 90})
+    caches, done = [engines[1].new_cache() for _ in each], 0
+    for end in steps:
+        piece = text[0, done:end].tolist()
+        found, done = engines[1].hidden_rows([piece] * len(each), caches, each), end
+        for name, states in zip(each, found, strict=True):
+            with peft.wearing(network, name):
+                expected, again = network(text[:, :end]), engines[0](text[:, :end])
+                assert (again - expected).abs().max() < 2e-5 * expected.abs().max()
+                assert torch.equal(states[-1], engines[0].hidden(text[:, :end])[0, -1])
+        assert {cache.virtual for cache in caches} == {0, length}
+    for cache in caches:
+        cache.truncate(length + 3)
+    found = engines[1].hidden_rows([[7, 8]] * len(each), caches, each)
+    again = torch.tensor([[*text[0, :3], 7, 8]])
+    for name, states in zip(each[1:], found[1:], strict=True):
+        with peft.wearing(network, name):
+            assert torch.equal(states, engines[0].hidden(again)[0, -2:])
+
+
 @torch.no_grad()
 def test_a_prefix_in_a_narrow_cache(llama: Network) -> None:
     for cache_dtype, bound in (("float16", 2e-3), ("int8", 3e-2)):
@@ -221,13 +256,51 @@ def test_a_prefix_in_a_narrow_cache(llama: Network) -> None:
 
 
 def test_what_it_does_not_know_it_says() -> None:
+    class Odd(Part):
+        """A method of tomorrow."""
+
     network = make("llama")
-    peft.attach(network, peft.config_for("selective", tune=["attention"]), "selective")
-    peft.attach(network, peft.config_for("ia3", target_modules=["gate_proj"], feedforward_modules=["gate_proj"]), "in")
-    peft.attach(network, peft.config_for("lora"), "lora")
-    engine = compiled(network)
+    for name in ("lora", "odd"):
+        peft.attach(network, peft.config_for("lora"), name)
+    engine, parts = compiled(network), network.wardrobe.adapters["odd"].parts  # type: ignore[union-attr]
+    parts |= {place: Odd(dict(part.tensors)) for place, part in parts.items()}
     assert engine.refusal("lora") is None
-    assert "kind Replaced" in str(engine.refusal("selective"))
-    assert "which others read too" in str(engine.refusal("in"))
-    with peft.wearing(network, "selective"), pytest.raises(UsageError, match="use the torch engine"):
+    assert "what an adapter of kind Odd does" in str(engine.refusal("odd"))
+    with peft.wearing(network, "odd"), pytest.raises(UsageError, match="use the torch engine"):
         engine(tokens(1, 3))
+
+
+@torch.no_grad()
+def test_biases_by_distance_are_tuned() -> None:
+    network = make("t5", {"vocab_size": 139, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4})
+    settings = {"r": 3, "target_modules": ["relative_attention_bias", "q"], "init_lora_weights": False}
+    peft.attach(network, peft.config_for("lora", **settings), "bias")
+    engine, source, target = compiled(network), tokens(1, 50), tokens(1, 30, seed=1)
+    base = network(target, source=source)
+    with peft.wearing(network, "bias"):
+        expected, found = network(target, source=source), engine(target, source=source)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+    assert (found - base).abs().max() > 1e-2 * base.abs().max()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@torch.no_grad()
+def test_tensors_of_one_s_own_are_all_that_is_there_twice(quantize: Any) -> None:
+    network, ids = make("llama"), tokens(1, 30)
+    peft.attach(network, peft.config_for("selective", target_modules=["layers.1.mlp.up_proj"]), "a", seed=0)
+    value = next(iter(peft.trainable(network, "a").values()))
+    engine = compiled(network, quantize=quantize)
+    before = engine(ids)
+    with peft.wearing(engine, "a"):
+        same = engine(ids)
+        assert (same - before).abs().max() < (1e-5 if quantize is None else 0.03) * before.abs().max()
+        own = engine._closet.outfit("a", fresh=False).runs.built.program
+        assert own.weight_bytes == value.numel() * (8 if quantize is None else 4)  # gate_proj is read in place
+        assert own._buffers is engine._program._buffers
+    value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    with peft.wearing(engine, "a"), peft.wearing(network, "a"):
+        changed, expected = engine(ids), network(ids)
+    bound = 1e-5 if quantize is None else 0.04
+    assert (changed - expected).square().mean() < bound**2 * expected.square().mean()
+    assert (changed - same).abs().max() > 1e-2 * same.abs().max()
+    assert torch.equal(engine(ids), before)

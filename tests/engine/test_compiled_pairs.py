@@ -235,6 +235,9 @@ def test_adapters_reach_both_halves(name: str, quantize: Any) -> None:
         ("words", "lora", {"target_modules": ["shared"] if name != "marian" else ["embed_tokens"], "r": 3}),
         ("ia3", "ia3", {}),
         ("thin", "adapter", {}),
+        ("norms", "selective", {"tune": ["norms", "biases"]}),
+        ("halves", "selective", {"tune": ["attention", "embeddings"]}),
+        ("head", "lora", {"r": 3, "modules_to_save": ["lm_head"], "target_modules": "all-linear"}),
     ):
         peft.attach(network, peft.config_for(method, **settings), adapter, seed=len(adapter))
         for _, tensor in network.wardrobe.adapters[adapter].tensors():  # type: ignore[union-attr, attr-defined]
@@ -242,7 +245,7 @@ def test_adapters_reach_both_halves(name: str, quantize: Any) -> None:
     engine = compiled(network, quantize=quantize)
     source, target = tokens(1, 20, seed=5), tokens(1, 15)
     plain = network(target, source=source)  # type: ignore[call-arg]
-    for adapter in ("all", "words", "ia3", "thin"):
+    for adapter in peft.adapters(network):
         with peft.wearing(network, adapter):
             expected = network(target, source=source)  # type: ignore[call-arg]
         assert (expected - plain).abs().max() > 1e-2 * plain.abs().max()
@@ -260,14 +263,48 @@ def test_rows_that_wear_different_things() -> None:
     for name in ("a", "b"):
         config = peft.config_for("lora", target_modules="all-linear", r=4, init_lora_weights=False)
         peft.attach(network, config, name, seed=ord(name))
-    engine, source, target = compiled(network, threads=2), tokens(4, 20, seed=5), tokens(4, 15)
-    worn = [None, "a", "b", "a"]
+    peft.attach(network, peft.config_for("selective", tune=["feedforward"]), "c", seed=1)
+    with torch.no_grad():
+        for parameter in peft.trainable(network, "c").values():
+            parameter.mul_(1.5)
+    engine, source, target = compiled(network, threads=2), tokens(6, 20, seed=5), tokens(6, 15)
+    worn = ["c", None, "a", "c", "b", "a"]
     with peft.wearing(engine, worn):
         together = engine(target, source=source)
     for row, name in enumerate(worn):
         with peft.wearing(engine, name):
             alone = engine(target[row : row + 1], source=source[row : row + 1])
         assert torch.equal(together[row], alone[0])
+
+
+@pytest.mark.parametrize("length", [1, 43, 300])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@torch.no_grad()
+def test_virtual_positions_before_sources_and_targets(length: int, quantize: Any, network: Network) -> None:
+    network = copy.deepcopy(network)
+    for name, count in (("prompt", 5), ("prefix", 37)):
+        peft.attach(network, peft.config_for(name, num_virtual_tokens=count), name, seed=count)
+        for _, tensor in network.wardrobe.adapters[name].tensors():  # type: ignore[union-attr, attr-defined]
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    engine, source, target = compiled(network, quantize=quantize), tokens(1, length, seed=5), tokens(1, 15)
+    plain, alone = engine(target, source=source), {}
+    for name in ("prompt", "prefix"):
+        with peft.wearing(network, name), peft.wearing(engine, name):
+            expected, found = network(target, source=source), engine(target, source=source)  # type: ignore[call-arg]
+            assert engine.context_length == network.context_length
+            steps = [engine.hidden(target[:, :1], cache=(cache := engine.start(source)[0]))]
+            steps += [engine.hidden(target[:, i : i + 1], cache=cache) for i in range(1, 15)]
+            assert torch.equal(torch.cat(steps, dim=1), engine.hidden(target, source=source))
+        if quantize is None:
+            assert_near(found, expected)
+            assert (found - plain).abs().max() > 1e-2 * plain.abs().max()
+        else:
+            assert (found - expected).square().mean() < 0.1**2 * expected.square().mean()
+        alone[name] = found
+    worn = ["prefix", None, "prompt", "prefix"]
+    with peft.wearing(engine, worn):
+        together = engine(target.expand(4, -1), source=source.expand(4, -1))
+    assert torch.equal(together, torch.cat([alone["prefix"], plain, alone["prompt"], alone["prefix"]]))
 
 
 def test_the_house_translator_says_the_same() -> None:
@@ -306,5 +343,6 @@ def test_what_it_refuses(tokenizer: Tokenizer) -> None:
         engine.start(torch.tensor([[320]]))
     with pytest.raises(UsageError, match="one is empty"):
         engine.start(tokens(2, 3), padding=torch.tensor([[True] * 3, [False] * 3]))
-    peft.attach(network, peft.config_for("prefix", num_virtual_tokens=3), "prefix")
-    assert "virtual positions" in (engine.refusal("prefix") or "")
+    peft.attach(network, peft.config_for("prompt", num_virtual_tokens=3), "prompt")
+    with peft.wearing(engine, "prompt"), pytest.raises(UsageError, match="but a source has 401"):
+        engine.start(tokens(1, 398))

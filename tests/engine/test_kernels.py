@@ -16,7 +16,7 @@ from loquela.engine.bricks import ACTIVATION_CODES, bits_of_float
 from loquela.engine.cached import jit
 from loquela.engine.memory import address, aligned
 from loquela.engine.outfits import _tiles
-from loquela.engine.products import KINDS, multiply
+from loquela.engine.products import KINDS, ROOM, few_bits, multiply
 from loquela.engine.quantize import GROUP, packed, quantised
 from loquela.engine.storing import CACHE_KINDS
 
@@ -47,12 +47,13 @@ def product(kind: str, weight: torch.Tensor, x: np.ndarray, bias: np.ndarray, re
     else:
         array, stride, padded = weight.contiguous(), columns * weight.element_size(), columns
         source, step = address(x), x.strides[0]
-    op = np.zeros(16, dtype=np.int64)
+    op, room = np.zeros(16, dtype=np.int64), aligned(ROOM)
+    number = few_bits(int(kind[3:])) if kind.startswith("int") else KINDS[kind]
     op[1:15] = [
-        KINDS[kind], address(array), stride, padded, rows, source, step, address(y), y.strides[0],
+        number, address(array), stride, padded, rows, source, step, address(y), y.strides[0],
         address(added), 4, address(old), old.strides[0], 4,
     ]  # fmt: skip
-    multiply(op, tokens, 0, wide // 16)
+    multiply(op, tokens, 0, wide // 16, address(room))
     return y[:, :rows]
 
 
@@ -74,7 +75,7 @@ def codes(x: np.ndarray) -> np.ndarray:
     kind=st.sampled_from(sorted(KINDS)),
     rows=st.integers(1, 70),
     columns=st.integers(1, 200),
-    tokens=st.integers(1, 30),
+    tokens=st.integers(1, 70),
     seed=st.integers(0, 2**16),
 )
 def test_a_product_is_that_of_float64(kind: str, rows: int, columns: int, tokens: int, seed: int) -> None:
@@ -100,12 +101,26 @@ def test_a_row_has_the_same_bits_beside_any_number_of_others(kind: str, columns:
     random = np.random.default_rng(seed)
     weight = torch.from_numpy(random.standard_normal((37, columns)).astype(np.float32))
     weight = weight if kind.startswith("int") else weight.to(getattr(torch, kind))
-    x = random.standard_normal((29, columns)).astype(np.float32)
-    nothing, none = np.zeros(37, dtype=np.float32), np.zeros((29, 37), dtype=np.float32)
+    x = random.standard_normal((67, columns)).astype(np.float32)
+    nothing, none = np.zeros(37, dtype=np.float32), np.zeros((67, 37), dtype=np.float32)
     together = product(kind, weight, x, nothing, none)
-    for count in (1, 2, 3, 5, 7, 12, 13):
+    for count in (1, 2, 3, 5, 7, 12, 13, 31, 32, 33, 48):
         part = product(kind, weight, x[:count].copy(), nothing, none[:count])
         assert np.array_equal(part, together[:count])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize(("rows", "columns"), [(700, 800), (20, 33_000)])
+def test_many_rows_have_the_bits_of_few_in_wide_and_tall_matrices(kind: str, rows: int, columns: int) -> None:
+    """More tiles than are spread out at once; and one that is too wide for it."""
+    random = np.random.default_rng(0)
+    weight = torch.from_numpy(random.standard_normal((rows, columns)).astype(np.float32))
+    x = random.standard_normal((35, columns)).astype(np.float32)
+    bias, residual = (random.standard_normal(shape).astype(np.float32) for shape in (rows, (35, rows)))
+    together = product(kind, weight, x, bias, residual)
+    for start in (0, 20):
+        few = product(kind, weight, x[start : start + 15].copy(), bias, residual[start : start + 15])
+        assert np.array_equal(few, together[start : start + 15])
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -282,7 +297,7 @@ def test_a_mixture_is_that_of_float64(count: int, chosen: int, n: int, normalise
     table, parts = np.array([address(w[e]) for e in range(count)]), 2
     product = [0, 0, address(table), 4 * width, width, width, address(taken), 4 * width, address(given_), 4 * width]
     for piece in range(min(count, n * chosen) * parts):
-        experts.experts(np.array([*product, address(active), parts, chosen, count, address(zeros)]), piece)
+        experts.experts(np.array([*product, address(active), parts, chosen, count, address(zeros)]), piece, 0)
     combine = [0, address(given_), 4 * width, address(slots), address(weights), chosen, address(y), 4 * width, width]
     combine += [address(beside), 4 * width, address(gate), 4] if shared else [0] * 4
     for t in range(n):

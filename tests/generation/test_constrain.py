@@ -77,6 +77,17 @@ def test_rows_beyond_the_tokenizer_are_never_chosen(tokenizer: Tokenizer) -> Non
     assert np.isneginf(left[tokenizer.vocab_size :]).all()
 
 
+@pytest.mark.parametrize("anything", [True, {}, "true"])
+def test_a_schema_may_ask_for_any_json(anything: bool | dict[str, str] | str, llama: Network) -> None:
+    tokenizer = Tokenizer.train("char", [SIGNS], None)
+    asked, kinds = json_constraint(tokenizer, anything), set()
+    for seed in range(30):
+        completion = complete(llama, tokenizer, "The", hot(seed, 30), constraint=asked)
+        if completion.finish_reason == "stop":
+            kinds.add(type(json.loads(completion.text)))
+    assert len(kinds) > 1
+
+
 def test_what_cannot_be_followed_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UsageError, match="regular expression must be"):
         regex_constraint(tokenizer, "(")
@@ -86,6 +97,8 @@ def test_what_cannot_be_followed_is_refused(tokenizer: Tokenizer) -> None:
         json_constraint(tokenizer, "{")
     with pytest.raises(UsageError, match="neither an object"):
         json_constraint(tokenizer, "[1]")
+    with pytest.raises(UsageError, match="nothing fits"):
+        json_constraint(tokenizer, False)
     with pytest.raises(UsageError, match="one constraint"):
         constraint(tokenizer, json_schema={}, regex="a")
     assert constraint(tokenizer) is None

@@ -103,3 +103,14 @@ def test_frequencies_are_the_distribution(rules: dict[str, float]) -> None:
     freedom = possible.sum() - 1
     chi_squared = ((counts - draws * expected)[possible] ** 2 / (draws * expected[possible])).sum()
     assert chi_squared < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@given(st.integers(0, 2**16), st.sampled_from([1, 3, 100, 128]), st.floats(0, 1, exclude_max=True))
+def test_a_draw_from_few_is_the_draw_from_many(seed: int, few: int, u: float) -> None:
+    random = np.random.default_rng(seed)
+    logits = random.standard_normal(few) * 5
+    row = softmax(np.where(random.random(few) < 0.2, -np.inf, logits) if few > 1 else logits)
+    if row.any():
+        assert choose(row, u) == choose(np.concatenate((row, np.zeros(400))), u)
+    wide = softmax(np.concatenate((logits, np.full(400, -np.inf))))
+    assert np.array_equal(softmax(logits), wide[:few])

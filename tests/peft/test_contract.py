@@ -32,20 +32,24 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "norms": ("selective", {"tune": ["norms"]}),
     "embeddings": ("selective", {"tune": ["embeddings"]}),
     "attention": ("selective", {"tune": ["attention"]}),
+    "cells": ("selective", {"tune": ["recurrent"]}),
     "last layer": ("selective", {"layers_to_transform": [-1]}),
 }
 MAKES_NO_SENSE = {
     (model, way)
     for model in ("lstm", "gru", "rnn")
     for way in SETTINGS
-    if way not in ("prompt", "prompt of the vocabulary", "biases", "embeddings")
+    if way in ("ia3", "prefix", "norms", "attention")
 }
+MAKES_NO_SENSE |= {(model, "cells") for model in CONFIGS if model not in ("lstm", "gru", "rnn")}
 MAKES_NO_SENSE |= {(model, "prefix") for model in ("bert", "roberta", "distilbert")}
 MAKES_NO_SENSE |= {
     (model, "biases")
     for model in "llama qwen3 phi3 t5 gemma3_text mixtral gemma2 mistral mt5 position_switch qwen3_moe smollm3".split()
 }
 """Refused with a reason: no matrices to aim at, no blocks, no decoder, no biases."""
+IN_CELLS = ("lora", "lora everywhere", "rslora", "dora", "biases", "cells", "last layer")
+"""What changes the matrices of recurrent layers, which all rows of a batch share."""
 SOFT = ("prompt", "prefix")
 MODELS = [pytest.param(m, marks=() if m in USUAL else pytest.mark.soak) for m in sorted(CONFIGS)]
 CASES = [
@@ -174,7 +178,7 @@ def test_rows_wear_different_ones(model: str, padded: bool) -> None:
     network = make(model)
     shared = {  # what all rows go through together
         **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), ("last layer",)),
-        **dict.fromkeys(("lstm", "gru", "rnn"), ("biases",)),
+        **dict.fromkeys(("lstm", "gru", "rnn"), IN_CELLS),
     }.get(model, ())
     ways = [way for way in SETTINGS if (model, way) not in MAKES_NO_SENSE and way not in shared]
     names: list[str | None] = [*ways, None, ways[0]]
@@ -207,7 +211,8 @@ def test_rows_wear_different_ones(model: str, padded: bool) -> None:
 @pytest.mark.parametrize("model", ["gpt2", "llama", "gemma3_text", "lstm"])
 def test_rows_wear_different_ones_through_the_cache(model: str) -> None:
     network = make(model)
-    ways = [way for way in SETTINGS if (model, way) not in MAKES_NO_SENSE and (model, way) != ("lstm", "biases")]
+    shared = IN_CELLS if model == "lstm" else ()
+    ways = [way for way in SETTINGS if (model, way) not in MAKES_NO_SENSE and way not in shared]
     names: list[str | None] = [*ways, None]
     for way in ways:
         put(network, way, way)
@@ -217,6 +222,30 @@ def test_rows_wear_different_ones_through_the_cache(model: str) -> None:
         for start, end in ((0, 5), (5, 6), (6, 9)):
             pieces.append(network(ids[:, start:end], cache=cache))
     assert gap(torch.cat(pieces, dim=1), expected) <= BOUND
+
+
+@pytest.mark.parametrize("way", [way for way in IN_CELLS if way != "lora everywhere"])
+def test_rows_share_recurrent_matrices(way: str) -> None:
+    network = make("lstm")
+    put(network, way)
+    with pytest.raises(UsageError, match="shared by all rows of a batch"):
+        run(network, ["a", None, "a"])
+    assert gap(run(network, ["a"] * 3), run(network, "a")) == 0
+
+
+@pytest.mark.parametrize("setting", ["lora_dropout", "lora_bias"])
+def test_lora_of_recurrent_matrices_refuses_what_it_cannot_do(setting: str) -> None:
+    config = peft.config_for("lora", **{setting: 0.1 if setting == "lora_dropout" else True})
+    with pytest.raises(UsageError, match=f"{setting} must be off where recurrent layers"):
+        peft.attach(make("gru"), config)
+
+
+def test_a_layer_of_a_recurrent_stack_is_chosen_by_its_number() -> None:
+    network = make("gru", num_hidden_layers=3)
+    for wanted, number in ((-1, 2), ([0], 0)):
+        peft.attach(network, peft.config_for("selective", layers_to_transform=wanted), str(number))
+        leaves = {key.rpartition(".")[2] for key in peft.trainable(network, str(number))}
+        assert leaves == {f"{kind}_l{number}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
 
 
 @every_case

@@ -22,6 +22,7 @@ from loquela.checkpoint.files import read_json
 from loquela.checkpoint.rules import disk_name, to_disk
 from loquela.checkpoint.tensors import StoredTensor, shown
 from loquela.errors import CheckpointError, ConfigError, UsageError
+from loquela.layers.experts import MixtureOfExperts
 from loquela.models.base import Network
 
 __all__ = ["Rounded", "StoredCodes", "bits_of", "check", "described", "matrices", "to_disk_rounded", "unrounded"]
@@ -114,11 +115,16 @@ def unrounded(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def matrices(network: Network) -> dict[str, tuple[str, nn.Linear]]:
-    """Return the matrices that are rounded, by name in code, with their names on disk; raises `UsageError`."""
+    """Return the matrices that are rounded, by name in code, with their names on disk; raises `UsageError`.
+
+    Those that choose and weigh experts are not: they are small, and another choice is another function.
+    """
     found = {}
-    embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    whole = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    mixtures = [m for m in network.modules() if isinstance(m, MixtureOfExperts)]
+    whole |= {id(child.weight) for m in mixtures for child in m.children() if isinstance(child, nn.Linear)}
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) and id(module.weight) not in embeddings:
+        if isinstance(module, nn.Linear) and id(module.weight) not in whole:
             stored, transposed = disk_name(f"{name}.weight", network.renames)
             if transposed:
                 raise UsageError(f"{network.config.model_type} stores its matrices transposed, which cannot be rounded")

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from loquela.checkpoint.tables import in_16_bits
 from loquela.checkpoint.tensors import StoredTensor, shown
 from loquela.errors import MismatchError, UsageError
 from loquela.layers.quantized import QuantizedLinear
@@ -18,7 +19,6 @@ from loquela.models.base import Network, Rename
 
 __all__ = ["disk_name", "load_into", "read_rest", "to_disk"]
 
-_PIECE = 1 << 22  # numbers that are read of a table at a time, to be made narrow
 _TABLES = (nn.Embedding, nn.Linear)
 
 
@@ -81,7 +81,7 @@ def load_into(
     or misshapen. Parameters on the meta device, and buffers, are replaced by tensors of `dtype` (None: as stored)
     on `device`; other parameters keep their identity, dtype and device and take the values. Where `unread` is given,
     it gets, by names in code, the matrices of linear layers on the meta device that stand in a file as they are in the
-    network; these stay where they are. Embeddings are then kept in 16 bits, of which float16 is as good as exact.
+    network; these stay where they are. Embeddings are then kept as `in_16_bits` says.
     """
     given = _with_prefix(network, _current(network, tensors))
     slots = _slots(network)
@@ -107,7 +107,7 @@ def load_into(
                 continue
             if dtype == torch.float32 and all(_owner(network, place[0]) in _TABLES for place in slot.places):
                 unread[own] = source
-                _replace(network, [place[0] for place in slot.places], slot.tensor, _narrow(source))
+                _replace(network, [place[0] for place in slot.places], slot.tensor, in_16_bits(source))
                 continue
         kept = source.dtype if dtype is None or not source.dtype.is_floating_point else dtype  # counts stay whole
         if isinstance(source, StoredTensor) and torch.device(device).type == "cpu":
@@ -136,20 +136,6 @@ def _owner(network: Network, name: str) -> type[nn.Module] | None:
     """The kind of module whose weight a tensor is."""
     module, _, leaf = name.rpartition(".")
     return type(network.get_submodule(module)) if leaf == "weight" else None
-
-
-def _narrow(source: StoredTensor) -> Tensor:
-    """Read a table in 16 bits, or in float32 if it has numbers that float16 does not reach."""
-    if source.dtype.itemsize == 2:
-        return source.read()
-    half, most = torch.empty(source.shape, dtype=torch.float16), torch.finfo(torch.float16).max
-    rows = max(1, _PIECE // max(1, half[:1].numel()))
-    for start in range(0, len(half), rows):
-        part = source.read_rows(start, min(len(half), start + rows))
-        if part.numel() and not max(-part.min(), part.max()) <= most:
-            return source.read().float()
-        half[start : start + rows] = part
-    return half
 
 
 def _copy(source: StoredTensor, transposed: bool, place: Tensor) -> None:

@@ -37,6 +37,7 @@ from loquela.text.tokenizer import Tokenizer
 __all__ = [
     "Loaded",
     "atomic_directory",
+    "end_ids",
     "from_tensors",
     "install_files",
     "load_model",
@@ -73,6 +74,14 @@ class Loaded:
         """Have the network's matrices in memory after all; return it."""
         read_rest(self.network, self.unread, dtype=self.dtype)
         return self.network
+
+
+def end_ids(network: Network, tokenizer: Tokenizer | None, generation_config: Mapping[str, Any]) -> frozenset[int]:
+    """The tokens that end a text: those of the generation config, else of the config, else the tokenizer's EOS."""
+    ends = generation_config.get("eos_token_id", network.config.extra.get("eos_token_id"))
+    if ends is None and tokenizer is not None:
+        ends = tokenizer.eos_id
+    return frozenset([ends] if isinstance(ends, int) else ends or [])
 
 
 def save_model(
@@ -133,7 +142,11 @@ def write_model(
 
 
 def load_model(
-    directory: str | Path, *, dtype: str = "float32", device: str | torch.device = "cpu", verify: bool = True
+    directory: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    verify: bool = True,
 ) -> Loaded:
     """Open a model directory, ours or of any library that writes Hugging Face's layout.
 
@@ -150,7 +163,7 @@ def load_model(
 def opened(
     directory: str | Path,
     *,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     verify: bool = True,
     unread: bool = False,
@@ -160,7 +173,7 @@ def opened(
     With `unread`, matrices of linear layers stay in their file: see `Loaded.unread`. What is wrong with the files is
     raised at the end of the block, before anything that the block raises.
     """
-    directory = resolve(directory)
+    directory, dtype = resolve(directory), str(dtype).removeprefix("torch.")
     if dtype not in DTYPES and dtype != "auto":
         raise UsageError(f"dtype must be one of {', '.join(DTYPES)} or auto, but is {dtype!r}")
     with reading_errors(directory):

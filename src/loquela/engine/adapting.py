@@ -5,32 +5,34 @@ adapter stand together: a span. Of a span, A and B are read once; a number is su
 shapes decide, so that a row gets the same bits in any span.
 
 An adapter is a table with a record of sixteen int64 for each site, a place of the network that it can reach; what the
-columns mean stands in `loquela.engine.outfits`.
+columns mean stands in `loquela.engine.outfits`. In a mixture a row is a slot (`loquela.engine.experts`),
+whose sites are those of its expert.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
+from loquela.engine import board as b
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
 from loquela.engine.kernels import activation, quantise_row
 from loquela.engine.products import product
 
-__all__ = ["RECORD", "add", "lift", "lower", "scale"]
+__all__ = ["PARTS", "RECORD", "adapt", "adapt_slots", "add"]
 
 RECORD = 16
+PARTS = 2
+"""Of the columns that an adapter adds to, in as many pieces."""
 
 
 @jit
 def _record(table, site):
-    return table + site * 128
+    return table + site * 8 * RECORD
 
 
 @jit
-def lower(op, site, span, low, low_stride, ids, positions):
-    """`h = activation(A z + a)` of the rows of a span at one site; an embedding's h is looked up."""
-    start, count = v.get_i64(span), v.get_i64(span + 8)
-    record = _record(v.get_i64(span + 16), op[1] + site)
+def _lower(op, record, start, count, low, low_stride, ids, positions):
+    """`h = activation(A z + a)` of `count` rows at one site; an embedding's h is looked up."""
     rank = v.get_i64(record)
     if rank == 0:
         return
@@ -54,7 +56,7 @@ def lower(op, site, span, low, low_stride, ids, positions):
     bias, step = (bias, 4) if bias != 0 else (zeros, 0)
     tiles = (rank + 15) // 16
     z += start * z_stride
-    product(0, a, 4 * width, width, rank, z, z_stride, h, low_stride, bias, step, zeros, 0, 0, count, 0, tiles)
+    product(0, a, 4 * width, width, rank, z, z_stride, h, low_stride, bias, step, zeros, 0, 0, count, 0, tiles, 0)
     if act >= 0:
         for t in range(count):
             for i in range(0, rank, 16):
@@ -73,11 +75,9 @@ def _start(y, held, factor, shift):
 
 
 @jit
-def lift(op, site, span, low, low_stride, part, parts):
-    """`y = scale ⊙ y + shift + B h` of the rows of a span at one site: part number `part` of so many of the columns."""
-    start, count = v.get_i64(span), v.get_i64(span + 8)
-    record = _record(v.get_i64(span + 16), op[1] + site)
-    rank, b, width = v.get_i64(record), v.get_i64(record + 56), v.get_i64(record + 64)
+def _lift(op, record, start, count, low, low_stride, part, parts):
+    """`y = scale ⊙ y + shift + B h` of `count` rows at one site: part number `part` of so many of the columns."""
+    rank, up, width = v.get_i64(record), v.get_i64(record + 56), v.get_i64(record + 64)
     factor, shift = v.get_i64(record + 80), v.get_i64(record + 88)
     if rank == 0 and factor == 0 and shift == 0:
         return
@@ -85,7 +85,7 @@ def lift(op, site, span, low, low_stride, part, parts):
     y, stride = op[5] + start * op[6] + v.get_i64(record + 72), op[6]
     tiles = (width + 15) // 16
     for tile in range(tiles * part // parts, tiles * (part + 1) // parts):
-        held, w, at = min(16, width - 16 * tile), b + tile * rank * 64, 64 * tile
+        held, w, at = min(16, width - 16 * tile), up + tile * rank * 64, 64 * tile
         f = factor + at if factor != 0 else 0
         s = shift + at if shift != 0 else 0
         t = 0
@@ -114,19 +114,71 @@ def lift(op, site, span, low, low_stride, part, parts):
 
 
 @jit
-def scale(op, span):
-    """`x = factor ⊙ x` of the rows of a span, before the product of one site; rounded once more where that needs it."""
-    start, count = v.get_i64(span), v.get_i64(span + 8)
-    factor = v.get_i64(_record(v.get_i64(span + 16), op[1]) + 96)
+def _scale(record, start, count, x, stride, width, rounded, rounded_stride, group, padded):
+    """`x = factor ⊙ x` of `count` rows, before the product of one site; rounded once more where that needs it."""
+    factor = v.get_i64(record + 96)
     if factor == 0:
         return
     for t in range(start, start + count):
-        row, width = op[2] + t * op[3], op[4]
+        row = x + t * stride
         for i in range(0, width, 16):
             held = min(16, width - i)
             v.store_first(row + 4 * i, v.mul(v.load_first(row + 4 * i, held), v.load_first(factor + 4 * i, held)), held)
-        if op[7] != 0:
-            quantise_row(row, op[5] + t * op[6], width, op[8], op[7], 0, op[8])
+        if group != 0:
+            quantise_row(row, rounded + t * rounded_stride, width, padded, group, 0, padded)
+
+
+@jit
+def adapt(board, op, index, total):
+    """Piece `index` of `total` of what adapters do: items are spans, by sites and parts of columns."""
+    code, low, stride = op[0], board[b.LOW], board[b.LOW_STRIDE]
+    sites = 1 if code == b.SCALE else op[2]
+    parts = PARTS if code == b.LIFT else 1
+    items = board[b.N_SPANS] * sites * parts
+    for item in range(items * index // total, items * (index + 1) // total):
+        span = board[b.SPANS] + item // (sites * parts) * 24
+        start, count = v.get_i64(span), v.get_i64(span + 8)
+        record = _record(v.get_i64(span + 16), op[1] + item // parts % sites)
+        if code == b.LOWER:
+            _lower(op, record, start, count, low, stride, board[b.TOKENS], board[b.POSITIONS])
+        elif code == b.LIFT:
+            _lift(op, record, start, count, low, stride, item % parts, parts)
+        else:
+            _scale(record, start, count, op[2], op[3], op[4], op[5], op[6], op[7], op[8])
+
+
+@jit
+def adapt_slots(board, op, first, last):
+    """What adapters do to the slots from `first` to `last`: those of one expert and one span are done together."""
+    per, active, tokens, end = op[2], op[9], op[10], board[b.SPANS] + 24 * board[b.N_SPANS]
+    for i in range(v.get_i64(active)):
+        entry, span = active + 8 + 24 * i, board[b.SPANS]
+        expert, begin = v.get_i64(entry), v.get_i64(entry + 8)
+        slot, behind = max(first, begin), min(last, begin + v.get_i64(entry + 16))
+        while slot < behind and span < end:
+            token, start = v.get_i64(tokens + 8 * slot), v.get_i64(span)
+            if token >= start + v.get_i64(span + 8):
+                span += 24
+                continue
+            count = 1
+            while slot + count < behind and v.get_i64(tokens + 8 * (slot + count)) < start + v.get_i64(span + 8):
+                count += 1
+            if token < start:
+                count = 1
+            else:
+                _adapt_run(board, op, _record(v.get_i64(span + 16), op[1] + expert * per), slot, count)
+            slot += count
+
+
+@jit
+def _adapt_run(board, op, record, slot, count):
+    low, stride = board[b.LOW], board[b.LOW_STRIDE]
+    if op[0] == b.SCALE_SLOTS:
+        _scale(record, slot, count, op[3], op[4], op[12], op[5], op[6], op[7], op[8])
+        return
+    for site in range(op[2]):
+        _lower(op, record + 8 * RECORD * site, slot, count, low, stride, 0, 0)
+        _lift(op, record + 8 * RECORD * site, slot, count, low, stride, 0, 1)
 
 
 @jit

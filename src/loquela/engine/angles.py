@@ -29,6 +29,8 @@ class Angles:
         self._tables: list[list[npt.NDArray[np.float32]]] = []
         self.slots, self.turned = [-1] * layers, 0
         """Which table each layer turns by (-1: none), and over how many dimensions."""
+        self.address = 0
+        """Where the addresses of the tables stand."""
         if turn is None:
             return
         self._rotary = turn
@@ -40,16 +42,12 @@ class Angles:
         spans = -(-window // _SPAN) + 1
         self._addresses = [np.zeros(spans, dtype=np.int64) for _ in self._distinct]
         self._slot_addresses = np.array([a.ctypes.data for a in self._addresses], dtype=np.int64)
+        self.address = address(self._slot_addresses) if self._tables else 0
         widths = {each[i].cos.shape[-1] for i in self._distinct}  # type: ignore[union-attr]
         if len(widths) > 1:
             raise unknown("layers that rotate different numbers of dimensions")
         self.slots = [numbers.get(id(r), -1) for r in each]
         self.turned = widths.pop() if widths else 0
-
-    @property
-    def address(self) -> int:
-        """Where the addresses of the tables stand."""
-        return self._slot_addresses.ctypes.data if self._tables else 0
 
     def reach(self, position: int) -> int:
         """Have angles up to a position; return up to which there are some."""

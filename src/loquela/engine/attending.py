@@ -7,7 +7,7 @@ import numpy as np
 
 from loquela.engine import vectors as v
 from loquela.engine.cached import jit
-from loquela.engine.storing import key_block, value_row
+from loquela.engine.storing import CACHE_KINDS, key_block, value_row
 from loquela.engine.tiles import fetch, scores, values
 
 __all__ = ["ROWS", "attend"]
@@ -15,72 +15,38 @@ __all__ = ["ROWS", "attend"]
 ROWS = 4
 """Queries that share the reading of keys and values."""
 _AHEAD = 4
-"""How many blocks ahead a page is fetched: a head's part of it is short, and too new for the processor to foresee."""
+"""How many blocks ahead a page is fetched: a head's part of it is short, and too new for the processor to foresee.
+Tokens that come together read a page again and again: it is at hand."""
 ZERO, ONE, LEAST = np.float32(0), np.float32(1), np.float32(-np.inf)
 
-_scores_1, _scores_4 = scores("float32", 1, 2), scores("float32", ROWS)
-_scores_alone = scores("float32", 1)
-_values_1, _values_4 = values("float32", 1), values("float32", ROWS)
-_scores_1_half, _scores_4_half = scores("float16", 1, 2), scores("float16", ROWS)
-_scores_alone_half = scores("float16", 1)
-_values_1_half, _values_4_half = values("float16", 1), values("float16", ROWS)
-_scores_1_byte, _scores_4_byte = scores("int8", 1, 2), scores("int8", ROWS)
-_scores_alone_byte = scores("int8", 1)
-_values_1_byte, _values_4_byte = values("int8", 1), values("int8", ROWS)
-
-
-@jit
-def _score_1(blocks, kind, q, q_s, keys, width, out, out_s):
-    if blocks == 2:
-        if kind == 0:
-            _scores_1(q, q_s, keys, width, out, out_s)
-        elif kind == 1:
-            _scores_1_half(q, q_s, keys, width, out, out_s)
-        else:
-            _scores_1_byte(q, q_s, keys, width, out, out_s)
-    elif kind == 0:
-        _scores_alone(q, q_s, keys, width, out, out_s)
-    elif kind == 1:
-        _scores_alone_half(q, q_s, keys, width, out, out_s)
-    else:
-        _scores_alone_byte(q, q_s, keys, width, out, out_s)
+_scores_1, _scores_4 = (scores(tuple(CACHE_KINDS), rows, 2) for rows in (1, ROWS))
+_scores_1_alone, _scores_4_alone = (scores(tuple(CACHE_KINDS), rows) for rows in (1, ROWS))
+_values_1, _values_4 = (values(tuple(CACHE_KINDS), rows) for rows in (1, ROWS))
 
 
 @jit
 def _score(rows, blocks, kind, q, q_s, keys, width, out, out_s):
-    """Of 1 or 2 blocks of a page; four rows take one."""
-    if rows < 4:
-        for i in range(rows):
-            _score_1(blocks, kind, q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
-    elif kind == 0:
-        _scores_4(q, q_s, keys, width, out, out_s)
-    elif kind == 1:
-        _scores_4_half(q, q_s, keys, width, out, out_s)
-    else:
-        _scores_4_byte(q, q_s, keys, width, out, out_s)
-
-
-@jit
-def _value_1(kind, p, p_s, values_, width, count, out, out_s):
-    if kind == 0:
-        _values_1(p, p_s, values_, width, count, out, out_s)
-    elif kind == 1:
-        _values_1_half(p, p_s, values_, width, count, out, out_s)
-    else:
-        _values_1_byte(p, p_s, values_, width, count, out, out_s)
+    """Of 1 or 2 blocks of a page."""
+    if rows == ROWS:
+        if blocks == 2:
+            _scores_4(kind, q, q_s, keys, width, out, out_s)
+        else:
+            _scores_4_alone(kind, q, q_s, keys, width, out, out_s)
+        return
+    for i in range(rows):
+        if blocks == 2:
+            _scores_1(kind, q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
+        else:
+            _scores_1_alone(kind, q + i * q_s, q_s, keys, width, out + i * out_s, out_s)
 
 
 @jit
 def _value(rows, kind, p, p_s, values_, width, count, out, out_s):
-    if rows < 4:
-        for i in range(rows):
-            _value_1(kind, p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
-    elif kind == 0:
-        _values_4(p, p_s, values_, width, count, out, out_s)
-    elif kind == 1:
-        _values_4_half(p, p_s, values_, width, count, out, out_s)
-    else:
-        _values_4_byte(p, p_s, values_, width, count, out, out_s)
+    if rows == ROWS:
+        _values_4(kind, p, p_s, values_, width, count, out, out_s)
+        return
+    for i in range(rows):
+        _values_1(kind, p + i * p_s, p_s, values_, width, count, out + i * out_s, out_s)
 
 
 @jit
@@ -140,7 +106,7 @@ def attend(op, start, count, kv_head, positions, ends, pages, scratch):
     queries = scratch + 64
     sums = queries + ROWS * padded * 4
     table = sums + ROWS * padded * 4
-    total = count * shared
+    total, alone = count * shared, count == 1
     done = 0
     while done < total:
         rows = min(ROWS, total - done)
@@ -161,9 +127,9 @@ def attend(op, start, count, kv_head, positions, ends, pages, scratch):
         block = first
         while block <= last:
             page = v.get_i64(pages + 8 * (block // 2)) + inside
-            if (block + _AHEAD) // 2 <= last // 2:
+            if alone and (block + _AHEAD) // 2 <= last // 2:
                 fetch(v.get_i64(pages + 8 * ((block + _AHEAD) // 2)) + inside, 2 * block_bytes)
-            together = 2 if rows < ROWS and block % 2 == 0 and block < last else 1
+            together = 2 if block % 2 == 0 and block < last else 1
             keys = page + block % 2 * block_bytes
             _score(rows, together, kind, queries, padded * 4, keys, width, table + (block - first) * 64, score_s)
             block += together
@@ -181,7 +147,7 @@ def attend(op, start, count, kv_head, positions, ends, pages, scratch):
             v.set_f32(scratch + 16 + 4 * i, _softmax(table + i * score_s, first, last, least, end))
         for block in range(first, last + 1):
             page = v.get_i64(pages + 8 * (block // 2)) + inside
-            if (block + _AHEAD) // 2 <= last // 2 and block % 2 == first % 2:
+            if alone and (block + _AHEAD) // 2 <= last // 2 and block % 2 == first % 2:
                 ahead = v.get_i64(pages + 8 * ((block + _AHEAD) // 2)) + inside + 2 * block_bytes
                 fetch(ahead, 32 * value_bytes)
             seen = page + 2 * block_bytes + block % 2 * 16 * value_bytes

@@ -35,6 +35,8 @@ class Buffer:
     """Where the first row is."""
     held: Tensor = field(init=False)
     """What it holds (rows, width), to be read and written."""
+    lent: list[Any] = field(init=False, default_factory=list)
+    """Weak references to those who look at rows of it and must have copies before it is written again."""
 
     def __post_init__(self) -> None:
         self.stride = -(-self.width // 64) * 256

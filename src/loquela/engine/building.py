@@ -8,11 +8,13 @@ from typing import Any, cast
 
 from torch import nn
 
+from loquela.engine import board as code
 from loquela.engine.angles import Angles, Biases
 from loquela.engine.blocks import block
 from loquela.engine.bricks import unknown
 from loquela.engine.buffers import Buffer
 from loquela.engine.frames import Entry, Frame, Reader
+from loquela.engine.glancing import PART, WORDS
 from loquela.engine.heads import Sight, keys_values
 from loquela.engine.program import Program
 from loquela.layers.attention import CrossAttention
@@ -35,6 +37,8 @@ class Built:
     stream: Buffer
     head_in: Buffer
     logits: Buffer
+    known: Buffer
+    """What `loquela.engine.glancing.join` finds of each row of logits, in eight bytes each."""
     angles: list[Angles]
     """One for each way in which texts are turned: of any length, or short, then long."""
     biases: list[Biases]
@@ -48,7 +52,8 @@ class Built:
     queries: Buffer | None = None
     """What the last layer goes on with beside the stream once its keys and values are stored."""
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """`body` and `head`; of the body `layers`, up to where the last layer has its keys and values, and `end`, the rest.
+    """`body` and `head`, `predict`, which is the head and what is known of its logits, `step`, all of it for a few
+    tokens; of the body `layers`, up to where the last layer has its keys and values, and `end`, the rest.
     Of an encoder `entry`, for each layer `keys N` and `layer N` (the keys again, and the rest), and `memory`."""
 
     def table(self, reached: frozenset[int]) -> tuple[list[list[int]], dict[str, tuple[int, int]]]:
@@ -83,7 +88,7 @@ def build(network: Network, frame: Frame, program: Program, window: int) -> Buil
     stream = program.buffer("stream", dim)
     head_in = program.buffer("head in", dim, HEAD_ROWS)
     logits = program.buffer("logits", vocab_size, HEAD_ROWS)
-    built = Built(program, stream, stream, head_in, logits, angles, biases, given_scale, places)
+    built = Built(program, stream, stream, head_in, logits, logits, angles, biases, given_scale, places)
     _enter(program, frame.entry, stream)
     for number, layer in enumerate(decoder.layers):
         slot = angles[0].slots[number]
@@ -119,14 +124,29 @@ def _leave(program: Program, norm: nn.Module | None, x: Buffer) -> Buffer:
 
 
 def _head(built: Built, frame: Frame) -> None:
-    program, start = built.program, len(built.program.ops)
-    program.scale(built.head_in, frame.head_scale)
-    if program.bits:
-        program.round(built.head_in)
-    program.linear({"lm_head": frame.head}, built.head_in, built.logits, bits=program.bits, bias=frame.head_bias)
-    if frame.head_cap is not None:
-        program.activate(ACTIVATIONS["tanh"], False, built.logits, built.logits, rounds=False, cap=frame.head_cap)
-    built.parts["head"] = start, len(program.ops)
+    program, layers = built.program, {"lm_head": frame.head}
+    stored = program.stored(layers, program.bits, frame.head_bias)
+    for part, x, whole in (("step", built.out, True), ("predict", built.head_in, False)):
+        start = 0 if whole else len(program.ops)
+        program.scale(x, frame.head_scale)
+        if program.bits:
+            program.round(x)
+        program.linear(layers, x, built.logits, bits=program.bits, stored=stored)
+        if frame.head_cap is not None:
+            program.activate(ACTIVATIONS["tanh"], False, built.logits, built.logits, rounds=False, cap=frame.head_cap)
+        built.parts["head"] = start, len(program.ops)
+        built.known = _glance(program, built.logits)
+        built.parts[part] = start, len(program.ops)
+
+
+def _glance(program: Program, logits: Buffer) -> Buffer:
+    """Find what a draw wants to know first of each row; see `loquela.engine.glancing.join`."""
+    parts = -(-logits.width // PART)
+    each = program.buffer("parts of logits", 2 * WORDS * parts, logits.rows)
+    known = program.buffer("known of logits", 2 * WORDS, logits.rows)
+    program.add(code.GLANCE, logits.address, logits.stride, logits.width, each.address, each.stride, parts)
+    program.add(code.JOIN, each.address, each.stride, parts, known.address, known.stride)
+    return known
 
 
 def _reader(built: Built, reader: Reader, decoder: Decoder) -> None:

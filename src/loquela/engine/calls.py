@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from loquela.engine import crew as board
+from loquela.engine import board
 from loquela.engine.memory import address
 from loquela.engine.outfits import Outfit
-from loquela.engine.pages import Row
+from loquela.engine.pages import PagedCache, Row
 from loquela.errors import ContextWindowError, UsageError
+from loquela.layers.cache import Cache
 
-__all__ = ["CHUNK", "Call", "check_ids", "check_room", "spans"]
+__all__ = ["CHUNK", "Call", "Steps", "check_ids", "check_room", "rows_of", "spans", "without_padding"]
 
 CHUNK = 256
 """Tokens that go through the layers together."""
@@ -74,7 +76,8 @@ def spans(lengths: Sequence[int], outfits: Sequence[Outfit | None], first: int, 
 class Call:
     """Tokens of several texts, the new ones of each after what its row holds; the rows are made longer by them.
 
-    The states of each text's `wanted` last tokens are asked for, or all.
+    The states of each text's `wanted` last tokens are asked for, or all. The `vectors` (n, dim) of a text that has some
+    are read in place of the embeddings of its first n tokens.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Call:
         tokens: Sequence[Sequence[int]],
         rows: Sequence[Row],
         outfits: Sequence[Outfit | None],
-        vectors: Tensor | None = None,
+        vectors: Sequence[Tensor | None] = (),
         wanted: Sequence[int] | None = None,
     ) -> None:
         self.lengths, self._outfits = [len(new) for new in tokens], outfits
@@ -109,9 +112,11 @@ class Call:
             ends += [whole.length - 1] * count
             memories += [whole.table] * count
         self._words = np.array((ids, places, pages, memories, ends), dtype=np.int64)
-        self._vectors: npt.NDArray[np.int64] | None = None
-        if vectors is not None:
-            self._vectors = address(vectors) + np.arange(len(vectors), dtype=np.int64) * vectors.shape[1] * 4
+        self._vectors = np.zeros(self._count if any(part is not None for part in vectors) else 0, dtype=np.int64)
+        for part, end, length in zip(vectors, accumulate(self.lengths), self.lengths, strict=False):
+            if part is not None:
+                first = end - length
+                self._vectors[first : first + len(part)] = address(part) + 4 * part.shape[1] * np.arange(len(part))
 
     def chunks(self) -> Iterator[tuple[int, int, dict[int, int]]]:
         """Yield for each chunk its first token, how many they are, and the words of the board."""
@@ -121,7 +126,7 @@ class Call:
             held = self._blocks if n == self._count else [b for b in self._blocks if start <= b[0] < start + n]
             blocks = np.array([(a - start, b) for a, b in held], dtype=np.int64)
             words = _words(first, stride, blocks)
-            words[board.VECTORS] = 0 if self._vectors is None else address(self._vectors[start:])
+            words[board.VECTORS] = address(self._vectors[start:]) if len(self._vectors) else 0
             worn = None
             if any(self._outfits):
                 worn = spans(self.lengths, self._outfits, start, start + n)
@@ -143,6 +148,54 @@ class Call:
         at = np.flatnonzero(np.diff(of, prepend=-1))
         blocks = np.stack((at, np.diff(at, append=len(of))), axis=1)
         return chosen - start, _words(address(own), 8 * len(chosen), blocks), (own, blocks)
+
+
+def rows_of(caches: Sequence[Cache]) -> list[Row]:
+    """The row of each of several caches."""
+    rows = []
+    for cache in caches:
+        if not isinstance(cache, PagedCache) or len(cache.rows) != 1:
+            raise UsageError("the compiled engine needs caches of one row that it made")
+        rows += cache.rows
+    return rows
+
+
+def without_padding(rows: list[list[int]], padding: Tensor | None) -> list[list[int]]:
+    """The tokens of each row, without what fills it up."""
+    if padding is None:
+        return rows
+    return [
+        [token for token, there in zip(row, real, strict=True) if there]
+        for row, real in zip(rows, padding.tolist(), strict=True)
+    ]
+
+
+class Steps:
+    """What a `Call` says of one new token for each of up to `most` texts, in memory that is used again and again."""
+
+    def __init__(self, most: int) -> None:
+        self._rows = np.zeros((5, most), dtype=np.int64)
+        self._held: Any = memoryview(self._rows.reshape(-1))  # type: ignore[arg-type]  # quicker than an array to write into
+        self._most, self._blocks = most, np.stack((np.arange(most), np.ones(most, dtype=np.int64)), axis=1)
+        self._words = _words(address(self._rows), 8 * most, self._blocks) | {board.VECTORS: 0, board.N_SPANS: 0}
+
+    def take(
+        self, tokens: Sequence[Sequence[int]], rows: Sequence[Row], outfits: Sequence[Outfit | None]
+    ) -> dict[int, int]:
+        """Make each row longer by its token; return the words of the board, for as long as nothing else is taken."""
+        held, most = self._held, self._most
+        for at, ((token,), row) in enumerate(zip(tokens, rows, strict=True)):
+            place = row.length
+            row.grow(1)
+            whole = row.memory or row
+            held[at], held[most + at], held[2 * most + at] = token, place, row.table
+            held[3 * most + at], held[4 * most + at] = whole.table, whole.length - 1
+        words = self._words
+        words[board.N_BLOCKS] = len(rows)
+        if any(outfits):
+            self._worn = spans([1] * len(rows), outfits, 0, len(rows))
+            words = words | {board.SPANS: address(self._worn), board.N_SPANS: len(self._worn)}
+        return words
 
 
 def _words(first: int, stride: int, blocks: npt.NDArray[np.int64]) -> dict[int, int]:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from loquela.checkpoint.tensors import StoredTensor
 from loquela.engine.bricks import kind_of
-from loquela.engine.building import build
-from loquela.engine.calls import CHUNK, check_ids, check_room
+from loquela.engine.building import HEAD_ROWS, build
+from loquela.engine.calls import CHUNK, check_ids, check_room, rows_of, without_padding
 from loquela.engine.frames import frame_of
 from loquela.engine.outfits import Closet, Outfit, without_weights
 from loquela.engine.pages import PagedCache, Row
 from loquela.engine.program import Program
-from loquela.engine.running import Runner
+from loquela.engine.seen import Seen
 from loquela.engine.storing import CACHE_KINDS
+from loquela.engine.swapping import Runners
 from loquela.engine.threads import default_threads
 from loquela.errors import UsageError
 from loquela.layers.cache import Cache
@@ -78,8 +79,8 @@ class CompiledNetwork(Network):
         program.fill(threads)
         self.page_bytes = self._program.pages.bytes
         base = network if program.quantize is None else without_weights(network)
-        self._closet = Closet(base, self._program.sites, begins=network.kind == "decoder" and frame.original is None)
-        self._runner = Runner(self._built, self._closet, threads)
+        self._closet = Closet(base, program.sites, program.matrix)
+        self._runner = Runners(self._built, self._closet, threads, self._sizes[1])
         self.eval()
 
     @property
@@ -128,16 +129,17 @@ class CompiledNetwork(Network):
         return cache, torch.full((len(prompt), 1), self._start_token, device=prompt.device)
 
     def _sources(self, prompt: Tensor, padding: Tensor | None) -> PagedCache:
-        sources = _real(prompt.tolist(), padding)
+        sources = without_padding(prompt.tolist(), padding)
         check_ids(sources, self._built.source)
         if not all(sources):
             raise UsageError("a source must have a token, but one is empty")
-        longest = max(map(len, sources))
+        worn = self._closet.worn(len(sources))
+        outfits = [None if name is None else self._closet.outfit(name, fresh=True) for name in worn]
+        virtual = [0 if outfit is None else outfit.virtual_source for outfit in outfits]
+        longest = max(len(ids) + before for ids, before in zip(sources, virtual, strict=True))
         if self._built.source_places is not None and longest > self._built.source_places:
             raise UsageError(f"there are {self._built.source_places} positions, but a source has {longest} tokens")
         self._runner.prepare(longest)
-        worn = self._closet.worn(len(sources))
-        outfits = [None if name is None else self._closet.outfit(name, fresh=True) for name in worn]
         return PagedCache(self.page_bytes, self._runner.read(sources, outfits), unreads=False)
 
     def hidden(  # noqa: D102
@@ -161,7 +163,7 @@ class CompiledNetwork(Network):
             return torch.stack(self._run(rows, given.rows, worn))
         if given.length:
             raise UsageError("padded rows must start with an empty cache, but this one holds a text")
-        out, found = torch.zeros(*tokens.shape, self.dim), self._run(_real(rows, padding), given.rows, worn)
+        out, found = torch.zeros(*tokens.shape, self.dim), self._run(without_padding(rows, padding), given.rows, worn)
         for row, real, states in zip(out, padding.bool(), found, strict=True):
             row[real] = states
         return out
@@ -193,12 +195,26 @@ class CompiledNetwork(Network):
         must be different objects. Each request wears one of the `adapters` or None; without these, what is worn now.
         With `wanted` only the states of the last `wanted[i]` tokens are returned: the same bits, for less work.
         """
-        rows = []
-        for cache in caches:
-            if not isinstance(cache, PagedCache) or len(cache.rows) != 1:
-                raise UsageError("the compiled engine needs caches of one row that it made")
-            rows += cache.rows
+        rows = rows_of(caches)
         return self._run(tokens, rows, self._closet.worn(len(rows)) if adapters is None else adapters, wanted)
+
+    def outlooks(
+        self,
+        tokens: Sequence[Sequence[int]],
+        caches: Sequence[Cache],
+        adapters: Sequence[str | None] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> list[list[Seen]]:
+        """Return what may come after each of the states that `hidden_rows` returns."""
+        rows = rows_of(caches)
+        worn = self._closet.worn(len(rows)) if adapters is None else adapters
+        ends = self._original is not None or (wanted is not None and 0 in wanted)
+        if len(rows) <= HEAD_ROWS and not ends and all(len(new) == 1 for new in tokens):
+            return [[seen] for seen in self._runner.step(tokens, rows, self._ready(tokens, rows, worn))]
+        states = self._run(tokens, rows, worn, wanted)
+        names = [name for name, part in zip(worn, states, strict=True) for _ in part]
+        after = iter(self.outlook_rows(torch.cat(states), names))
+        return [[next(after) for _ in part] for part in states]
 
     def _run(
         self,
@@ -207,15 +223,8 @@ class CompiledNetwork(Network):
         worn: Sequence[str | None],
         wanted: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        check_ids(tokens, self.vocab_size)
-        if self._start_token is not None and any(row.memory is None for row in rows):
-            raise UsageError("the cache of an encoder-decoder holds its source: make it with `start(source)`")
-        outfits = self._dressed(rows, worn)
-        furthest = check_room(tokens, rows, outfits, self._sizes[1])
-        if self._built.places is not None and furthest > self._built.places:
-            raise UsageError(f"there are {self._built.places} positions, but {furthest} tokens")
-        self._runner.prepare(furthest)
-        whole = [self._whole(new, row) for new, row in zip(tokens, rows, strict=True)]
+        outfits = self._ready(tokens, rows, worn)
+        whole = [self._whole(*each) for each in zip(tokens, rows, outfits, strict=True)]
         found: dict[int, Tensor] = {}
         for long in (False, True):
             # those who wear the same side by side: what they wear is read once
@@ -228,42 +237,58 @@ class CompiledNetwork(Network):
         counts = [len(new) for new in tokens] if wanted is None else wanted
         return [found[i][len(found[i]) - n :] for i, n in enumerate(counts)]
 
-    def _whole(self, new: Sequence[int], row: Row) -> Sequence[int]:
+    def _ready(
+        self, tokens: Sequence[Sequence[int]], rows: Sequence[Row], worn: Sequence[str | None]
+    ) -> list[Outfit | None]:
+        """Check what is to be read, and have everything for it; return what each row wears."""
+        check_ids(tokens, self._sizes[0])
+        if self._start_token is not None and any(row.memory is None for row in rows):
+            raise UsageError("the cache of an encoder-decoder holds its source: make it with `start(source)`")
+        outfits = self._dressed(rows, worn)
+        furthest = check_room(tokens, rows, outfits, self._sizes[1])
+        if self._built.places is not None and furthest > self._built.places:
+            raise UsageError(f"there are {self._built.places} positions, but {furthest} tokens")
+        self._runner.prepare(furthest)
+        return outfits
+
+    def _whole(self, new: Sequence[int], row: Row, outfit: Outfit | None) -> Sequence[int]:
         """What is to be read: `new` tokens, or the whole text where it is turned otherwise than before."""
         if self._original is None:
             return new
         text = [*(row.text or ()), *new]
-        long = len(text) > self._original
-        if row.length and long != row.long:
+        long = row.virtual + len(text) > self._original
+        if row.length == row.virtual or long != row.long:
             row.truncate(0)
-        reads = new if row.length else text
+            self._begin(row, outfit, long=long)
+            new = text
         row.text, row.long = text, long
-        return reads
+        return new
 
     def _dressed(self, rows: Sequence[Row], worn: Sequence[str | None]) -> list[Outfit | None]:
         """Return what each row wears, made ready; a row that is still empty begins with its virtual positions."""
-        outfits = [
-            None if name is None else self._closet.outfit(name, fresh=row.length == 0)
-            for row, name in zip(rows, worn, strict=True)
-        ]
-        for row, outfit in zip(rows, outfits, strict=True):
-            if outfit is not None and outfit.virtual and row.length == 0:
-                row.begin(self._began(outfit))
+        outfits = []
+        for row, name in zip(rows, worn, strict=True):
+            outfits.append(None if name is None else self._closet.outfit(name, fresh=row.length == 0))
+            if row.length == 0:
+                self._begin(row, outfits[-1])
         return outfits
 
-    def _began(self, outfit: Outfit) -> Row:
-        """The pages that a text of an adapter with virtual positions begins with."""
-        if outfit.row is None:
-            row, vectors = Row(self.page_bytes), outfit.vectors()
-            if vectors is not None:
+    def _begin(self, row: Row, outfit: Outfit | None, *, long: bool = False) -> None:
+        """Let an empty row hold the virtual positions of what it wears, computed once: those before `long` texts."""
+        row.virtual = 0
+        if outfit is None or not outfit.virtual:
+            return
+        if long not in outfit.rows:
+            made, given = Row(self.page_bytes), outfit.vectors(self._built.given_scale)
+            if given is not None:
                 self._runner.prepare(outfit.virtual)
-                self._runner.compute([[0] * outfit.virtual], [row], [None], vectors / self._built.given_scale)
+                self._runner.compute([[0] * outfit.virtual], [made], [outfit], given, long=long)
             else:
-                row.grow(outfit.virtual)
+                made.grow(outfit.virtual)
                 for layer, held in zip(self._program.pages.layers, outfit.keys_values(self.base), strict=True):
-                    row.write(layer, *held)
-            outfit.row = row
-        return outfit.row
+                    made.write(layer, *held)
+            outfit.rows[long] = made
+        row.begin(outfit.rows[long])
 
     def head(self, hidden: Tensor) -> Tensor:  # noqa: D102
         flat = hidden.reshape(-1, self.dim)
@@ -273,11 +298,18 @@ class CompiledNetwork(Network):
 
     def logits_rows(self, hidden: Tensor, adapters: Sequence[str | None] | None = None) -> npt.NDArray[np.float32]:
         """Return the logits (n, vocab) of hidden states (n, dim); see `hidden_rows`."""
-        worn = self._closet.worn(len(hidden)) if adapters is None else adapters
+        return self._runner.logits(hidden, self._at_the_head(len(hidden), adapters))
+
+    def outlook_rows(self, hidden: Tensor, adapters: Sequence[str | None] | None = None) -> list[Seen]:
+        """Return what may come after hidden states (n, dim); see `hidden_rows`."""
+        return self._runner.outlooks(hidden, self._at_the_head(len(hidden), adapters))
+
+    def _at_the_head(self, states: int, adapters: Sequence[str | None] | None) -> list[Outfit | None]:
+        """Return what each state wears that reaches the head."""
+        worn = self._closet.worn(states) if adapters is None else adapters
         site = self._program.sites["lm_head"].number
         outfits = [None if name is None else self._closet.outfit(name, fresh=False) for name in worn]
-        outfits = [outfit if outfit is not None and site in outfit.reached else None for outfit in outfits]
-        return self._runner.logits(hidden, outfits)
+        return [outfit if outfit and (outfit.runs or site in outfit.reached) else None for outfit in outfits]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: its weights are laid out for the kernels."""
@@ -286,13 +318,3 @@ class CompiledNetwork(Network):
     def initialise(self) -> None:
         """Refused: a compiled network is made from one that has its weights."""
         raise UsageError("a compiled network cannot be trained: train the network that it was made from")
-
-
-def _real(rows: list[list[int]], padding: Tensor | None) -> list[list[int]]:
-    """The tokens of each row, without what fills it up."""
-    if padding is None:
-        return rows
-    return [
-        [token for token, there in zip(row, real, strict=True) if there]
-        for row, real in zip(rows, padding.tolist(), strict=True)
-    ]

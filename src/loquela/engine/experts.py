@@ -109,7 +109,7 @@ def gather(op, slot):
 
 
 @jit
-def experts(op, index):
+def experts(op, index, room):
     """Piece number `index`: some tiles of the product of one expert with its slots; see `products.multiply`."""
     kind, table, w_s, k, m, x, x_s, y, y_s = op[1], op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9]
     active, parts, zeros = op[10], op[11], op[14]
@@ -117,9 +117,11 @@ def experts(op, index):
         return
     entry, part, tiles = active + 8 + 24 * (index // parts), index % parts, (m + 15) // 16
     w, first, count = v.get_i64(table + 8 * v.get_i64(entry)), v.get_i64(entry + 8), v.get_i64(entry + 16)
+    if w == 0:  # it is stored in another way
+        return
     product(
         kind, w, w_s, k, m, x + first * x_s, x_s, y + first * y_s, y_s, zeros, 0, zeros, 0, 0,
-        count, tiles * part // parts, tiles * (part + 1) // parts,
+        count, tiles * part // parts, tiles * (part + 1) // parts, room,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from loquela.engine import crew as code
+from loquela.engine import board as code
 from loquela.engine.bricks import bits_of_float, kind_of, norm_weight, unknown
 from loquela.engine.buffers import Buffer
 from loquela.engine.pages import LayerPages

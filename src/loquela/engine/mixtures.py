@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from loquela.engine import crew as code
+from loquela.engine import board as code
 from loquela.engine.bricks import kind_of, unknown
 from loquela.engine.buffers import Buffer
 from loquela.engine.memory import address
+from loquela.engine.products import KINDS
 from loquela.engine.program import Program
 from loquela.engine.quantize import GROUP
 from loquela.layers.experts import MixtureOfExperts
@@ -35,6 +36,7 @@ def mixture(program: Program, name: str, part: MixtureOfExperts, read: Buffer, w
         raise unknown(f"experts of kind {kind_of(experts[0]).__name__}")
     first: Any = experts[0]
     hidden, bits, slots = first.down_proj.in_features, program.bits, program.rows * chosen
+    program.most_rows = max(program.most_rows, slots)
     likes, into = program.buffer("likes", count), program.buffer("into", read.width)
     program.linear({f"{name}.router": part.router}, read, likes, bits=0, own=False)
     active, tokens, of_token, weights, places = _state(program, count, slots)
@@ -50,7 +52,7 @@ def mixture(program: Program, name: str, part: MixtureOfExperts, read: Buffer, w
         code.GATHER, read.address, read.stride, taken.address, taken.stride, tokens, read.width,
         *((r.address, r.stride, GROUP, r.padded) if r else (0, 0, 0, 0)), 0, chosen,
     )  # fmt: skip
-    whose, named = (active, count, chosen), {f"{name}.experts.{i}": expert for i, expert in enumerate(experts)}
+    whose, named = (active, tokens, count, chosen), {f"{name}.experts.{i}": expert for i, expert in enumerate(experts)}
     _products(program, [_named(*expert, "gate", "up") for expert in named.items()], taken, both, whose)
     program.activate(first.activation, True, both, narrow, rounds=bits != 0, slots=chosen)
     _products(program, [_named(*expert, "down") for expert in named.items()], narrow, out, whose)
@@ -79,29 +81,40 @@ def _state(program: Program, count: int, slots: int) -> tuple[int, int, int, int
 
 
 def _products(
-    program: Program, experts: Sequence[Mapping[str, nn.Linear]], x: Buffer, y: Buffer, whose: tuple[int, int, int]
+    program: Program, experts: Sequence[Mapping[str, nn.Linear]], x: Buffer, y: Buffer, whose: tuple[int, ...]
 ) -> None:
-    """`y = x Wᵀ` of each expert's matrices, side by side, with its slots."""
-    if any(layer.bias is not None for layers in experts for layer in layers.values()):
+    """`y = x Wᵀ` of each expert's matrices, side by side, with its slots; and what adapters add there.
+
+    Experts whose matrices are stored in another way than others' have an operation of their own.
+    """
+    layers = [layer for expert in experts for layer in expert.values()]
+    if any(layer.bias is not None for layer in layers):
         raise unknown("experts with biases")
-    active, count, chosen = whose
+    if len({layer.weight.shape for layer in layers}) > 1:
+        raise unknown("experts of different sizes")
+    active, tokens, count, chosen = whose
+    sites = [program.place_sites([(name, *layer.weight.shape) for name, layer in each.items()]) for each in experts]
+    first, numbers = sites[0], tuple(site.number for each in sites for site in each)
+    places, rounding = (active, tokens, chosen), program.rounding(x, program.bits != 0)
+    if len(first) == 1:  # else others read the input too
+        scale = code.SCALE_SLOTS, numbers[0], 1, x.address, x.stride, *rounding, *places, x.width
+        program.add(*scale, sites=numbers, when=True)
     before = program.weight_bytes
-    each = [program.stored(layers, program.bits)[0] for layers in experts]
+    ways: dict[tuple[int, ...], dict[int, int]] = {}
+    for number, each in enumerate(experts):
+        for kind, at, *shape in program.stored(each, program.bits)[0]:
+            ways.setdefault((kind, *shape), {})[number] = at
     program.weight_bytes = before + (program.weight_bytes - before) * chosen // count
-    start = 0
-    for which in range(len(each[0])):
-        kind, _, w_s, k, m = each[0][which]
-        if any(other[which][:1] + other[which][2:] != (kind, w_s, k, m) for other in each):
-            raise unknown("experts of different sizes")
-        table = program.keep(np.array([other[which][1] for other in each], dtype=np.int64))
-        tiles = (m + 15) // 16
-        size = w_s * (tiles if program.bits else m)
-        given: Any = program.rounded(x) if program.bits else x
+    for (kind, w_s, k, m, start), found in ways.items():
+        table = program.keep(np.array([found.get(number, 0) for number in range(count)], dtype=np.int64))
+        tiles, few = (m + 15) // 16, kind >= KINDS["int8"]
+        given: Any = program.rounded(x) if few else x
         program.add(
             code.EXPERTS, kind, address(table), w_s, k, m, given.address, given.stride, y.address + 4 * start, y.stride,
-            active, max(1, min(tiles, size // _PIECE)), chosen, count, program.zeros,
+            active, max(1, min(tiles, w_s * (tiles if few else m) // _PIECE)), chosen, count, program.zeros,
         )  # fmt: skip
-        start += m
+    adapt = code.ADAPT_SLOTS, numbers[0], len(first), x.address, x.stride, y.address, y.stride, 0, program.zeros
+    program.add(*adapt, *places, sites=numbers, when=True)
 
 
 def _shared(

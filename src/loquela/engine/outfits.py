@@ -9,8 +9,10 @@ outputs within a row, addresses of scale and shift, of the factor of what the si
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from loquela.peft.base import Adapter, Part
 from loquela.peft.ia3 import IA3
 from loquela.peft.lora import EmbeddingLoRA, LoRA
 from loquela.peft.prompt import SoftPrompt
+from loquela.peft.saved import Replaced
 from loquela.peft.wardrobe import Wardrobe, wardrobe_of
 
 __all__ = ["Closet", "Outfit", "without_weights"]
@@ -37,7 +40,7 @@ __all__ = ["Closet", "Outfit", "without_weights"]
 
 @dataclass
 class Outfit:
-    """One adapter: a record for each site. `row` holds what its virtual positions became, once that is known."""
+    """One adapter: a record for each site."""
 
     adapter: Adapter
     table: npt.NDArray[np.int64]
@@ -46,8 +49,11 @@ class Outfit:
     reached: set[int] = field(default_factory=set)
     low: int = 0
     """Numbers that a row of h has."""
-    row: Row | None = None
+    rows: dict[bool, Row] = field(default_factory=dict)
+    """What its virtual positions became before texts that are long or not, once that is known."""
     kept: list[Tensor] = field(default_factory=list)
+    runs: Any = None
+    """What runs its rows where it has other tensors than the base; see `loquela.engine.swapping`."""
 
     @property
     def address(self) -> int:
@@ -56,13 +62,20 @@ class Outfit:
 
     @property
     def virtual(self) -> int:
-        """How many positions stand before the text."""
-        return 0 if self.adapter.virtual is None else self.adapter.virtual.length
-
-    def vectors(self) -> Tensor | None:
-        """What stands before the text as embeddings (positions, dim); None for keys and values."""
+        """How many positions stand before the text that is written."""
         part = self.adapter.virtual
-        return part.vectors().detach().float().contiguous() if isinstance(part, SoftPrompt) else None
+        return 0 if part is None or part.in_encoder else part.length
+
+    @property
+    def virtual_source(self) -> int:
+        """How many positions stand before the source that an encoder reads."""
+        part = self.adapter.virtual
+        return part.length if part is not None and part.in_encoder else 0
+
+    def vectors(self, scale: float = 1.0) -> Tensor | None:
+        """What stands before the text as embeddings (positions, dim), over `scale`; None for keys and values."""
+        part = self.adapter.virtual
+        return part.vectors().detach().float().contiguous() / scale if isinstance(part, SoftPrompt) else None
 
     @torch.no_grad()
     def keys_values(self, network: Network) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
@@ -96,12 +109,14 @@ class _Terms:
 class Closet:
     """The outfits of a compiled network, made from the adapters on `base`.
 
-    `begins` says whether something may stand before a text: not where that is read from a source, or anew when it grows
-    long.
+    `matrix` gives what is multiplied by, in float32, by its layer's name.
     """
 
-    def __init__(self, base: Network, sites: Mapping[str, Site], *, begins: bool = True) -> None:
-        self.base, self._sites, self._begins = base, sites, begins
+    swap: Callable[[Mapping[str, Mapping[str, Tensor]]], Any]
+    """Makes what runs the rows of an adapter that has tensors, by layer and name, in place of the base's."""
+
+    def __init__(self, base: Network, sites: Mapping[str, Site], matrix: Callable[[str], Tensor]) -> None:
+        self.base, self._sites, self._matrix = base, sites, matrix
         self._outfits: dict[str, Outfit] = {}
         self._reached: frozenset[int] | None = None
 
@@ -164,17 +179,21 @@ class Closet:
     def _fitted(self, adapter: Adapter) -> Outfit:
         outfit = Outfit(adapter, np.zeros((len(self._sites), RECORD), dtype=np.int64), _state(adapter))
         low: dict[int, int] = {}
-        if adapter.virtual is not None and not self._begins:
-            raise unknown(f"virtual positions of a {self.base.config.model_type}")
+        own: dict[str, Mapping[str, Tensor]] = {}
         for name, part in adapter.parts.items():
+            layer, site = self.base.get_submodule(name), self._sites.get(name)
             if type(part) is Part:  # marks where a soft prompt is read
                 continue
-            site = self._sites.get(name)
-            if site is None:
-                raise unknown(f"an adapter of {name}")
-            terms = _terms(part, self.base.get_submodule(name))
-            if terms.factor is not None and not site.scales:
-                raise unknown(f"factors on the input of {name}, which others read too")
+            if isinstance(part, Replaced):
+                own[name] = {leaf: value.to(getattr(layer, leaf).dtype) for leaf, value in part.values()}
+                continue
+            terms = _terms(part, partial(self._wide, name, layer))
+            if site is None:  # what the program reads when it is made
+                own[name] = part.merged(layer, 1.0)
+                continue
+            if terms.factor is not None and not site.scales:  # others read what it multiplies
+                own[name] = part.merged(self._wide(name, layer), 1.0)
+                continue
             rank = 0 if terms.a is None else len(terms.a)
             start = low.get(site.group, 0)
             low[site.group] = start + -(-rank // 16) * 16
@@ -185,18 +204,22 @@ class Closet:
             ]  # fmt: skip
             outfit.reached.add(site.number)
         outfit.low = max(low.values(), default=0)
+        outfit.runs = self.swap(own) if own else None
         return outfit
+
+    def _wide(self, name: str, layer: Any) -> Any:
+        """A layer as adapters compute with it: what is multiplied by, rounded or not, in float32."""
+        return SimpleNamespace(weight=self._matrix(name), bias=layer.bias)
 
 
 @torch.no_grad()
-def _terms(part: Part, layer: Any) -> _Terms:
+def _terms(part: Part, wide: Callable[[], Any]) -> _Terms:
     t = part.tensors
     if type(part) is LoRA:
         b, shift = part.scaling * part.b, None if part.bias is None else part.scaling * part.bias
         if part.magnitude is None:
             return _Terms(part.a, b, shift=shift)
-        if layer.weight.is_meta:
-            raise unknown("DoRA over rounded weights")
+        layer = wide()
         share = part.share(layer)
         return _Terms(part.a, share[:, None] * b, scale=share, shift=_share_of(layer.bias, 1 - share))
     if type(part) is EmbeddingLoRA:

@@ -85,7 +85,7 @@ class Row:
         self.length = min(self.length, length)
         kept = -(-self.length // POSITIONS)
         del self.pages[kept:], self.own[kept:]
-        self.text = None if self.text is None else self.text[: self.length]
+        self.text = None if self.text is None else self.text[: max(0, self.length - self.virtual)]
 
     def fork(self) -> Row:
         """Return a row that holds the same and goes on by itself; the pages are shared until one of both writes."""
@@ -98,9 +98,9 @@ class Row:
         other.own = list(self.own)
         return other
 
-    def begin(self, virtual: Row | None) -> None:
-        """Start from a row of virtual positions, or from nothing; there must be nothing yet."""
-        other = Row(self.page_bytes) if virtual is None else virtual.fork()
+    def begin(self, virtual: Row) -> None:
+        """Start from a row of virtual positions; there must be nothing yet."""
+        other = virtual.fork()
         self.length, self.pages, self.own = other.length, other.pages, other.own
         self._held_by(other._addresses)
         self.virtual = self.length

@@ -3,13 +3,20 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 from __future__ import annotations
 
+from loquela.engine import amx
+from loquela.engine import vectors as v
 from loquela.engine.cached import jit
 from loquela.engine.tiles import dot_tile, packed_tile
 
-__all__ = ["KINDS", "multiply", "product"]
+__all__ = ["KINDS", "ROOM", "few_bits", "multiply", "product"]
 
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}
+_TILES = 5  # the kind of int8, then of int4, where many tokens are multiplied by the processor's own tiles
+_MANY = 32
 GROUP = 32
+_SPREAD, _SCALES = 1 << 19, 1 << 16
+ROOM = _SPREAD + amx.SLACK + _SCALES
+"""Bytes that each thread needs beside a product."""
 
 _f32_1, _f32_2, _f32_6 = (dot_tile("float32", 4, tokens) for tokens in (1, 2, 6))
 _bf16_1, _bf16_6 = (dot_tile("bfloat16", 4, tokens) for tokens in (1, 6))
@@ -17,6 +24,44 @@ _f16_1, _f16_6 = (dot_tile("float16", 4, tokens) for tokens in (1, 6))
 _f32_alone, _bf16_alone, _f16_alone = (dot_tile(dtype, 1, 1) for dtype in ("float32", "bfloat16", "float16"))
 _int8_1, _int8_2, _int8_4, _int8_8 = (packed_tile(8, GROUP, tokens) for tokens in (1, 2, 4, 8))
 _int4_1, _int4_2, _int4_4, _int4_8 = (packed_tile(4, GROUP, tokens) for tokens in (1, 2, 4, 8))
+
+_spread8, _spread4 = amx.spread(8), amx.spread(4)
+_configure, _release = amx.configure(GROUP), amx.release
+_spread_1, _spread_2 = (amx.multiply_spread(GROUP, together) for together in (1, 2))
+
+
+def few_bits(bits: int) -> int:
+    """The kind of matrices of `bits` 8 or 4 on this machine."""
+    return KINDS[f"int{bits}"] + (_TILES - KINDS["int8"] if amx.available() else 0)
+
+
+@jit
+def _by_tiles(kind, w, w_s, k, x, x_s, y, y_s, bias, bias_step, res, res_s, res_step, n, first, last, room):
+    """See `multiply`; `n` must be whole sixteens, and a tile that is spread fit into `room`."""
+    scales, x_scales = 2 * k * (8 if kind == 3 else 4), room + _SPREAD + amx.SLACK
+    several = _SPREAD // (16 * k)
+    _configure()
+    while first < last:
+        count = min(several, last - first)
+        at = w + first * w_s
+        for tile in range(count):
+            if kind == 3:
+                _spread8(at + tile * w_s, k, room + tile * 16 * k)
+            else:
+                _spread4(at + tile * w_s, k, room + tile * 16 * k)
+        row = 16 * first
+        b, b_s, r_s = bias + bias_step * row, 16 * bias_step, 16 * res_step
+        for t in range(0, n, 16):
+            xs, ys, rs = x + t * x_s, y + t * y_s + 4 * row, res + t * res_s + res_step * row
+            for i in range(16):
+                for g in range(k // GROUP):
+                    v.set_f32(x_scales + 64 * g + 4 * i, v.get_f32(xs + i * x_s + k + 4 * g))
+            if k % (2 * GROUP) == 0:
+                _spread_2(room, at + scales, w_s, count, xs, x_s, x_scales, k, ys, y_s, b, b_s, rs, res_s, r_s)
+            else:
+                _spread_1(room, at + scales, w_s, count, xs, x_s, x_scales, k, ys, y_s, b, b_s, rs, res_s, r_s)
+        first += count
+    _release()
 
 
 @jit
@@ -82,21 +127,26 @@ def _one_row(kind, w, w_s, x, x_s, k, y, y_s, b, r, r_s):
 
 
 @jit
-def multiply(op, n, first, last):
-    """Tiles from `first` to `last` of `x Wᵀ + bias + residual` for `n` rows."""
+def multiply(op, n, first, last, room):
+    """Tiles from `first` to `last` of `x Wᵀ + bias + residual` for `n` rows; at `room` are `ROOM` bytes."""
     product(
         op[1], op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], op[10], op[11], op[12], op[13], op[14],
-        n, first, last,
+        n, first, last, room,
     )  # fmt: skip
 
 
 @jit
-def product(kind, w, w_s, k, m, x, x_s, y, y_s, bias, bias_step, res, res_s, res_step, n, first, last):
+def product(kind, w, w_s, k, m, x, x_s, y, y_s, bias, bias_step, res, res_s, res_step, n, first, last, room):
     """See `multiply`.
 
     A tile is sixteen rows of W. The tokens are the outer loop: the tiles of a call stay in the second-level cache.
     """
     t = 0
+    if kind >= _TILES:
+        kind -= _TILES - 3
+        if n >= _MANY and 16 * k <= _SPREAD:
+            t = n // 16 * 16
+            _by_tiles(kind, w, w_s, k, x, x_s, y, y_s, bias, bias_step, res, res_s, res_step, t, first, last, room)
     while t < n:
         step = _step(kind, n - t)
         xs, ys, rs = x + t * x_s, y + t * y_s, res + t * res_s

@@ -6,48 +6,50 @@ kernels are in `kernels`, `products` and `attending`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from loquela.checkpoint.tensors import StoredTensor
-from loquela.engine import crew as code
+from loquela.engine import board as code
+from loquela.engine.board import COLUMNS
 from loquela.engine.bricks import ACTIVATION_CODES, Site, bits_of_float, kind_of, norm_weight, unknown
 from loquela.engine.buffers import Buffer, Columns, Rounded
-from loquela.engine.crew import COLUMNS
-from loquela.engine.memory import Arena, address, aligned
+from loquela.engine.memory import address, aligned
 from loquela.engine.pages import Layout
 from loquela.engine.products import KINDS
-from loquela.engine.quantize import GROUP, laid_out, together
+from loquela.engine.quantize import GROUP
 from loquela.engine.storing import CACHE_KINDS
+from loquela.engine.weights import Weights
 from loquela.layers.norms import LayerNorm
 
 __all__ = ["Program"]
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
+class Program(Weights):
+    """The operations of one network, and all that they point to; `like` says of which it shares weights and buffers."""
 
-class Program:
-    """The operations of one network, and all that they point to."""
-
-    def __init__(self, rows: int, quantize: str | None, cache_dtype: str, stored: Mapping[str, StoredTensor]) -> None:
-        self._in_files, self._work = stored, list[Callable[[], None]]()
-        self.quantize = quantize
-        self.rows, self.bits = rows, {None: 0, "int8": 8, "int4": 4}[quantize]
+    def __init__(
+        self,
+        rows: int,
+        quantize: str | None,
+        cache_dtype: str,
+        stored: Mapping[str, StoredTensor],
+        like: Program | None = None,
+        replaced: Collection[str] = (),
+    ) -> None:
+        super().__init__(quantize, stored, like, replaced)
+        self.rows, self.cache_dtype = rows, cache_dtype
         self.pages, self.memory = Layout(CACHE_KINDS[cache_dtype]), Layout(CACHE_KINDS[cache_dtype])
         self.source = Layout(CACHE_KINDS["float32"], share=True)
         """Pages of a text's own keys and values; of those of an encoder's output; of a source while it is read."""
         self.ops: list[tuple[list[int], tuple[int, ...], bool]] = []
         """Operations; sites; whether it is done only where an adapter reaches one of them, or only where none does."""
         self.sites: dict[str, Site] = {}
-        self.kept: list[Any] = []
-        self.most_padded = 16
-        self.weight_bytes = 0
-        self._buffers: dict[tuple[str, int, int], Any] = {}
-        self._arena = Arena()
+        self.most_padded, self.most_rows = 16, rows
+        """The widest head of attention; the most rows of an operation."""
+        self._buffers: dict[tuple[str, int, int], Any] = {} if like is None else like._buffers
         self._zeros = self.keep(aligned(64))
 
     def table(self, first: int, last: int, reached: frozenset[int] = frozenset()) -> list[list[int]]:
@@ -83,7 +85,7 @@ class Program:
         places_name: str | None = None,
     ) -> None:  # fmt: skip
         """`x = scale · tokens[id] (+ places[position])`; adapters reach tokens and places by their names."""
-        table, kind = self._matrix(_in_16_bits(tokens.weight) if self.bits else tokens.weight)
+        table, kind = self.table_of(name, tokens.weight)
         wide = None if places is None else self.keep(places.detach().float().contiguous())
         positions, bytes_each = (0, 0) if wide is None else (address(wide), wide.shape[1] * 4)
         at_once = (positions, bytes_each) if scale == 1.0 else (0, 0)
@@ -96,7 +98,7 @@ class Program:
             self._looked_up(places_name, len(wide), x, 2)
 
     def _looked_up(self, name: str, count: int, x: Buffer, lookup: int) -> None:
-        self._adapted(self._sites([(name, x.width, count)], scales=False), x, x, lookup=lookup)
+        self._adapted(self.place_sites([(name, x.width, count)], scales=False), x, x, lookup=lookup)
 
     def scale(self, x: Buffer, factor: float) -> None:
         """`x = factor · x`."""
@@ -113,26 +115,27 @@ class Program:
             weight, bias, centred = norm_weight(norm), None, 0
         self.add(
             code.NORM, x.address, x.stride, y.address, y.stride, x.width, self.vector(weight), self.vector(bias),
-            centred, bits_of_float(norm.eps), int(adds), *self._rounding(y, rounds),
+            centred, bits_of_float(norm.eps), int(adds), *self.rounding(y, rounds),
         )  # fmt: skip
 
-    def _rounding(self, y: Any, rounds: bool) -> tuple[int, int, int, int]:
+    def rounding(self, y: Any, rounds: bool) -> tuple[int, int, int, int]:
         """Where the int8 form of `y` goes, its stride, groups and padded width; zeros where it is not needed."""
         r = self.rounded(y) if rounds else None
         return (0, 0, 0, 0) if r is None else (r.address, r.stride, GROUP, r.padded)
 
     def linear(
         self, layers: dict[str, nn.Linear], x: Buffer, y: Buffer, *, bits: int, own: bool = True,
-        bias: Tensor | None = None,
+        stored: tuple[list[tuple[int, ...]], int] | None = None,
     ) -> None:  # fmt: skip
         """`y = [layer(x) for each]`, side by side; 8 or 4 `bits`, or 0: as they are stored. Layers are by name.
 
-        With bits, the int8 form of `x` must be there. `own` says that nothing else reads `x`. A `bias` is added.
+        With bits, the int8 form of `x` must be there. `own` says that nothing else reads `x`. `stored` is what `stored`
+        gave for them, where that was asked before.
         """
         places = [(name, layer.out_features, layer.in_features) for name, layer in layers.items()]
-        sites = self._sites(places, scales=own)
+        sites = self.place_sites(places, scales=own)
         self._scaled(sites, x, bits)
-        self._product(self.stored(layers, bits, bias), x, y)
+        self._product(self.stored(layers, bits) if stored is None else stored, x, y)
         self._adapted(sites, x, y)
 
     def back(
@@ -143,7 +146,7 @@ class Program:
         Where an adapter reaches the layer or the half, the addition comes after it.
         """
         into = self.buffer("into", stream.width)
-        own = self._sites([(name, layer.out_features, layer.in_features)])
+        own = self.place_sites([(name, layer.out_features, layer.in_features)])
         half = self._half(name.rpartition(".")[0], stream.width)
         self._scaled(own, x, bits)
         reached, stored = (own[0].number, half[0].number), self.stored({name: layer}, bits)
@@ -168,48 +171,10 @@ class Program:
             self.norm(norm, into, stream, adds=True)
 
     def _half(self, name: str, width: int) -> list[Site]:
-        return self._sites([(name, width, width)], scales=False)
+        return self.place_sites([(name, width, width)], scales=False)
 
     def _sum(self, x: Buffer, stream: Buffer, *, sites: tuple[int, ...] = (), when: bool = False) -> None:
         self.add(code.ADD, x.address, x.stride, stream.address, stream.stride, stream.width, sites=sites, when=when)
-
-    def fill(self, threads: int) -> None:
-        """Read and round the matrices of few bits: to be called once, before the first run."""
-        together(self._work, threads)
-        self._work.clear()
-
-    def stored(
-        self, named: Mapping[str, nn.Linear], bits: int, bias_of_all: Tensor | None = None
-    ) -> tuple[list[tuple[int, ...]], int]:
-        """Matrices to be multiplied one after the other (kind, address, stride, columns, rows), and their bias."""
-        layers = [*named.values()]
-        for layer in layers:
-            if kind_of(layer) is not nn.Linear:
-                raise unknown(f"a matrix of kind {kind_of(layer).__name__}")
-        rows = [layer.out_features for layer in layers]
-        bias = 0
-        if bias_of_all is not None or any(layer.bias is not None for layer in layers):
-            joined = torch.zeros(-(-sum(rows) // 16) * 16)
-            if bias_of_all is not None:
-                joined[: sum(rows)] = bias_of_all.detach()
-            for start, layer in zip(np.cumsum([0, *rows]), layers, strict=False):
-                if layer.bias is not None:
-                    joined[start : start + layer.out_features] += layer.bias.detach()
-            bias = address(self.keep(joined))
-        if bits:
-            parts = [self._in_files.get(f"{name}.weight", layer.weight) for name, layer in named.items()]
-            array, tile, padded, work = laid_out(parts, bits, self._arena)
-            self._work += work
-            self.keep(array)
-            self.weight_bytes += array.nbytes
-            return [(KINDS[f"int{bits}"], address(array), tile, padded, sum(rows))], bias
-        found: list[tuple[int, ...]] = []
-        for name, layer in named.items():
-            there = self._in_files.get(f"{name}.weight")
-            weight, kind = self._matrix(layer.weight if there is None else there.read_rows(0, layer.out_features))
-            self.weight_bytes += weight.numel() * weight.element_size()
-            found.append((kind, address(weight), weight.shape[1] * weight.element_size(), weight.shape[1], len(weight)))
-        return found, bias
 
     def _product(
         self,
@@ -221,19 +186,18 @@ class Program:
         sites: tuple[int, ...] = (),
         when: bool = False,
     ) -> None:
-        start, bias = 0, stored[1]
-        for kind, w, w_s, k, m in stored[0]:
+        bias = stored[1]
+        for kind, w, w_s, k, m, start in stored[0]:
             given: Any = self.rounded(x) if kind >= KINDS["int8"] else x
             out = y.address + 4 * start
             b = (bias + 4 * start, 4) if bias else (self.zeros, 0)
             res = (out, y.stride, 4) if adds else (self.zeros, 0, 0)
             op = code.MULTIPLY, kind, w, w_s, k, m, given.address, given.stride, out, y.stride, *b, *res
             self.add(*op, sites=sites, when=when)
-            start += m
 
     # -- adapters
 
-    def _sites(self, places: Sequence[tuple[str, int, int]], *, scales: bool = True) -> list[Site]:
+    def place_sites(self, places: Sequence[tuple[str, int, int]], *, scales: bool = True) -> list[Site]:
         """Number places (name, width of the output, of the input) whose outputs stand side by side."""
         if len(places) == 1 and places[0][0] in self.sites:  # one embedding for source and target
             return [self.sites[places[0][0]]]
@@ -246,7 +210,7 @@ class Program:
 
     def _scaled(self, sites: list[Site], x: Buffer, bits: int) -> None:
         if len(sites) == 1:
-            op = code.SCALE, sites[0].number, x.address, x.stride, x.width, *self._rounding(x, bits != 0)
+            op = code.SCALE, sites[0].number, x.address, x.stride, x.width, *self.rounding(x, bits != 0)
             self.add(*op, sites=(sites[0].number,), when=True)
 
     def _adapted(self, sites: list[Site], x: Buffer, y: Buffer, *, lookup: int = 0) -> None:
@@ -272,7 +236,7 @@ class Program:
         kind = ACTIVATION_CODES.get(activation)
         if kind is None:
             raise unknown(f"the activation {getattr(activation, '__name__', activation)}")
-        r = self._rounding(y, rounds)
+        r = self.rounding(y, rounds)
         parts = max(1, y.width // 1024)
         self.add(
             code.ACTIVATE, kind, x.address, x.stride, y.width, int(gated), y.address, y.stride,
@@ -286,31 +250,7 @@ class Program:
         assert len(op) <= COLUMNS
         self.ops.append(([*op], sites, when))
 
-    def keep(self, thing: Any) -> Any:
-        """Hold what an operation points to."""
-        self.kept.append(thing)
-        return thing
-
     @property
     def zeros(self) -> int:
         """Where sixteen zeros are."""
         return address(self._zeros)
-
-    def vector(self, values: Tensor | None) -> int:
-        """Where values stand in float32; 0 for none."""
-        return 0 if values is None else address(self.keep(values.detach().float().contiguous()))
-
-    def _matrix(self, weight: Tensor) -> tuple[Tensor, int]:
-        if weight.dtype not in _DTYPES or weight.device.type != "cpu":
-            raise unknown(f"weights of {weight.dtype} on {weight.device}")
-        return self.keep(weight.detach().contiguous()), KINDS[_DTYPES[weight.dtype]]
-
-
-def _in_16_bits(table: Tensor) -> Tensor:
-    """What a rounded network keeps of an embedding, as where it is read from its file: all of it, or float16."""
-    table = table.detach()
-    for dtype in (torch.bfloat16, torch.float16) if table.dtype == torch.float32 else ():
-        narrow = table.to(dtype)
-        if torch.equal(narrow.float(), table) or (dtype == torch.float16 and bool(narrow.isfinite().all())):
-            return narrow
-    return table

@@ -35,7 +35,7 @@ from loquela.engine.cached import jit
 from loquela.engine.memory import Arena, address
 from loquela.engine.rounding import round_group, round_rows
 
-__all__ = ["GROUP", "Codes", "Matrix", "laid_out", "packed", "quantised", "together"]
+__all__ = ["GROUP", "Codes", "Matrix", "laid_out", "packed", "quantised", "read_back", "together"]
 
 GROUP = 32
 _ROWS = 16
@@ -107,6 +107,23 @@ def packed(parts: Sequence[Matrix], bits: int, arena: Arena | None = None) -> tu
     *found, work = laid_out(parts, bits, arena)
     together(work, 1)
     return tuple(found)  # type: ignore[return-value]
+
+
+def read_back(
+    tiles: npt.NDArray[np.uint8], bits: int, tile_bytes: int, padded: int, rows: slice, columns: int
+) -> Tensor:
+    """Return what some rows (rows, columns) of matrices which `laid_out` gave a place stand for."""
+    first = rows.start // _ROWS
+    held = torch.from_numpy(tiles.reshape(-1, tile_bytes)[first : -(-rows.stop // _ROWS)])
+    codes, scales = held[:, : padded * 2 * bits], held[:, padded * 2 * bits :].contiguous().view(torch.bfloat16)
+    if bits == 8:
+        codes = codes.reshape(len(held), -1, _ROWS, 4) - 128  # below zero as int8
+    else:
+        halves = codes.reshape(len(held), -1, _ROWS, 1, 4)
+        codes = torch.cat((halves & 15, halves >> 4), dim=3) - 8
+    grouped = codes.view(torch.int8).transpose(1, 2).reshape(len(held), _ROWS, -1, GROUP).float()
+    grouped *= scales.view(len(held), -1, _ROWS).mT[..., None]
+    return grouped.view(-1, padded)[rows.start - first * _ROWS :][: rows.stop - rows.start, :columns]
 
 
 def together(work: Sequence[Callable[[], None]], threads: int) -> None:

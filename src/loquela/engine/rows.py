@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from loquela.engine.choosing import compiled_already
 from loquela.generation.decode import evaluating
-from loquela.generation.rules import Logits
+from loquela.generation.outlook import Outlook
 from loquela.layers.cache import Cache
 from loquela.models.base import Network
 
@@ -82,18 +81,16 @@ class Rows:
 
         return self._each(adapters, together, alone)
 
-    def logits(self, hidden: Sequence[Tensor], adapters: Sequence[str | None]) -> list[Logits]:
-        """Return the logits (vocab,) of each hidden state (dim,)."""
+    def outlooks(self, hidden: Sequence[Tensor], adapters: Sequence[str | None]) -> list[Outlook]:
+        """Return what may come after each hidden state (dim,)."""
 
-        def together(rows: list[int]) -> Iterable[Logits]:
+        def together(rows: list[int]) -> Iterable[Outlook]:
             assert self._together is not None
             states = torch.stack([hidden[row] for row in rows])
-            several = self._together.logits_rows(states, [adapters[row] for row in rows])
-            return [np.asarray(row, dtype=np.float64) for row in several]
+            return self._together.outlook_rows(states, [adapters[row] for row in rows])
 
-        def alone(row: int) -> Logits:
-            values: Logits = self.network.head(hidden[row]).double().cpu().numpy()
-            return values
+        def alone(row: int) -> Outlook:
+            return Outlook(self.network.head(hidden[row]).double().cpu().numpy())
 
         return self._each(adapters, together, alone)
 

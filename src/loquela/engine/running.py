@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from loquela.engine import crew as board
+from loquela.engine import board
 from loquela.engine.angles import Angles
 from loquela.engine.attending import ROWS
 from loquela.engine.building import HEAD_ROWS, Built
-from loquela.engine.calls import CHUNK, Call, spans
+from loquela.engine.calls import Call, Steps, spans
 from loquela.engine.crew import Crew
 from loquela.engine.memory import address, aligned
 from loquela.engine.outfits import Closet, Outfit
 from loquela.engine.pages import Row
+from loquela.engine.seen import Seen
 from loquela.engine.sources import read_sources
 
 __all__ = ["Runner"]
@@ -34,6 +36,9 @@ class Runner:
         self._reach = 0
         self._nowhere = np.zeros(HEAD_ROWS, dtype=np.int64)
         self._nowhere_at = address(self._nowhere)
+        self._steps = Steps(HEAD_ROWS)
+        self._logits = built.logits.held.numpy()
+        self._known = built.known.held.numpy().view(np.float64)
         self._load(frozenset())
 
     def _load(self, reached: frozenset[int]) -> None:
@@ -68,11 +73,11 @@ class Runner:
     ) -> list[Tensor]:
         """Return the last hidden states (new, dim) of each row's new tokens; the rows hold them then.
 
-        `vectors` (tokens, dim) are read in place of embeddings. `long` texts are turned by angles of their own.
+        `vectors` (tokens, dim) are read in place of the first row's own. `long` texts are turned by their angles.
         Where only the last `wanted` states of each row are, no others go further than the last layer's keys and values.
         """
         dressed = any(outfits)
-        call = Call(tokens, rows, outfits, vectors, None if dressed else wanted)
+        call = Call(tokens, rows, outfits, [vectors], None if dressed else wanted)
         own, parts, out = self._own(outfits, self.built.angles[long]), self._parts[dressed], self.built.out
         found: list[Tensor] = []
         for start, n, words in call.chunks():
@@ -107,22 +112,53 @@ class Runner:
 
         return read_sources(self.built, sources, outfits, run)
 
+    def step(
+        self, tokens: Sequence[Sequence[int]], rows: Sequence[Row], outfits: Sequence[Outfit | None]
+    ) -> list[Seen]:
+        """Return what comes after one new token of each of up to `HEAD_ROWS` rows, in one run of the crew."""
+        own = self._own(outfits, self.built.angles[0])
+        words, ops = self._steps.take(tokens, rows, outfits), self._parts[any(outfits)]["step"]
+        self._run_head(ops, len(rows), words | own)
+        return self._seen(len(rows))
+
+    def outlooks(self, hidden: Tensor, outfits: Sequence[Outfit | None]) -> list[Seen]:
+        """Return what comes after hidden states (n, dim)."""
+        return [seen for _, n in self._predict("predict", hidden, outfits) for seen in self._seen(n)]
+
+    def _seen(self, n: int) -> list[Seen]:
+        """What the last run found. Most outlooks are gone before the next run; who is left then takes a copy."""
+        found = [Seen(self._logits[row], self._known[row]) for row in range(n)]
+        self.built.logits.lent = [weakref.ref(seen) for seen in found]
+        return found
+
+    def _run_head(self, ops: tuple[int, int], n: int, words: dict[int, int]) -> None:
+        for lent in self.built.logits.lent:
+            if (seen := lent()) is not None:
+                seen.keep()
+        self.built.logits.lent.clear()
+        self._crew.run(*ops, n, words)
+
     def logits(self, hidden: Tensor, outfits: Sequence[Outfit | None]) -> npt.NDArray[np.float32]:
         """Return the logits (n, vocab) of hidden states (n, dim)."""
-        own = self._words(outfits) | {board.POSITIONS: self._nowhere_at}
-        ops = self._parts[any(outfits)]["head"]
         found = np.empty((len(hidden), self.built.logits.width), dtype=np.float32)
+        for start, n in self._predict("head", hidden, outfits):
+            found[start : start + n] = self._logits[:n]
+        return found
+
+    def _predict(self, part: str, hidden: Tensor, outfits: Sequence[Outfit | None]) -> Iterator[tuple[int, int]]:
+        """Run the head for some hidden states after others; yield the first, and how many they are."""
+        own = self._words(outfits) | {board.POSITIONS: self._nowhere_at}
+        ops = self._parts[any(outfits)][part]
         for start in range(0, len(hidden), HEAD_ROWS):
-            part = hidden[start : start + HEAD_ROWS]
-            n = len(part)
-            self.built.head_in.held[:n] = part
+            states = hidden[start : start + HEAD_ROWS]
+            n = len(states)
+            self.built.head_in.held[:n] = states
             own[board.N_SPANS] = 0
             if any(outfits):
                 worn_here = spans([1] * len(hidden), outfits, start, start + n)
                 own |= {board.SPANS: address(worn_here), board.N_SPANS: len(worn_here)}
-            self._crew.run(*ops, n, own)
-            found[start : start + n] = self.built.logits.held[:n]
-        return found
+            self._run_head(ops, n, own)
+            yield start, n
 
     def _own(self, outfits: Sequence[Outfit | None], angles: Angles) -> dict[int, int]:
         """The words that are the same for all pieces of a call."""
@@ -140,6 +176,6 @@ class Runner:
         if reached != self._reached:
             self._load(reached)
         stride = 4 * max(outfit.low for outfit in outfits if outfit is not None)
-        if CHUNK * stride > len(self._low):
-            self._low = aligned(CHUNK * stride)
+        if (size := self.built.program.most_rows * stride) > len(self._low):
+            self._low = aligned(size)
         return {board.LOW: address(self._low), board.LOW_STRIDE: stride}

@@ -29,8 +29,8 @@ from loquela.engine.turns import Turns
 from loquela.engine.work import Reading, Writing, bytes_per_position, do
 from loquela.errors import BusyError, LoquelaError, UnavailableError, UsageError
 from loquela.generation.completion import PieceMaker, alternatives
-from loquela.generation.decode import CHUNK, Writer, log_probability, spans
-from loquela.generation.rules import Logits
+from loquela.generation.decode import CHUNK, Writer, spans
+from loquela.generation.outlook import Outlook
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 
@@ -223,15 +223,15 @@ class Scheduler:
                 reading.held += len(tokens[-1])
                 ready = self._read(reading, hidden[-1])
                 hidden, adapters = (hidden, adapters) if ready else (hidden[:-1], adapters[:-1])
-            logits = self._rows.logits([states[-1] for states in hidden], adapters)
+            outlooks = self._rows.outlooks([states[-1] for states in hidden], adapters)
         except Exception as error:  # nothing that one request brought may end the thread that serves all
             for ticket in self._tickets() | ({} if reading is None else {reading.ticket: None}):
                 self._fail(ticket, _as_ours(error))
             return
-        for row, values in zip(writing, logits, strict=False):
-            self._write(row, values)
+        for row, outlook in zip(writing, outlooks, strict=False):
+            self._write(row, outlook)
         if reading is not None and reading.held == len(reading.prefix):
-            self._begin_writing(reading, logits[-1])
+            self._begin_writing(reading, outlooks[-1])
 
     def _read(self, reading: Reading, hidden: Tensor) -> bool:
         """Take in a piece that was read; return whether the prompt is whole."""
@@ -250,14 +250,14 @@ class Scheduler:
         if not reading.scores:
             reading.scores.append(Scored(reading.prefix[0], None, ()))
         rows = list(hidden[:-1] if last else hidden)
-        for values in self._rows.logits(rows, [request.adapter] * len(rows)) if rows else []:
+        for outlook in self._rows.outlooks(rows, [request.adapter] * len(rows)) if rows else []:
             token = reading.prefix[len(reading.scores)]
-            top = alternatives(values, self.tokenizer, request.top)
-            reading.scores.append(Scored(token, log_probability(values, token), top))
+            top = alternatives(outlook, self.tokenizer, request.top)
+            reading.scores.append(Scored(token, outlook.log_probability(token), top))
         if last:
             reading.ticket.emit(Scores(tuple(reading.scores)))
 
-    def _begin_writing(self, reading: Reading, logits: Logits) -> None:
+    def _begin_writing(self, reading: Reading, outlook: Outlook) -> None:
         """Start every choice from its own copy of the cache that holds the prompt."""
         ticket, request = reading.ticket, reading.ticket.request
         settings, window = request.settings, self._terms.windows[request.adapter]
@@ -273,15 +273,15 @@ class Scheduler:
             return
         self._writing += rows
         for row in rows:
-            self._write(row, logits)
+            self._write(row, outlook)
 
-    def _write(self, row: Writing, logits: Logits) -> None:
+    def _write(self, row: Writing, outlook: Outlook) -> None:
         """Choose a text's next token and hand out the piece."""
         ticket = row.ticket
         if ticket.cancelled or row not in self._writing:
             return
         try:
-            piece = row.maker.push(row.writer.take(logits))
+            piece = row.maker.push(row.writer.take(outlook))
         except LoquelaError as error:
             self._fail(ticket, error)
             return

@@ -24,6 +24,8 @@ I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
 V = ir.VectorType(F32, LANES)
 VI = ir.VectorType(I32, LANES)
+B64 = ir.VectorType(I8, 64)
+BF16_16 = ir.VectorType(I16, LANES)
 
 
 class _Vector(types.Type):
@@ -73,10 +75,24 @@ class Emit:
         """Store at an address."""
         self.b.store(value, self.at(address, value.type), align=1)
 
-    def prefetch(self, address: ir.Value) -> None:
+    def prefetch(self, address: ir.Value, write: bool = False) -> None:
         """Have the line of memory at an address, which need not be one, fetched."""
-        given = (ir.Constant(I32, number) for number in (0, 2, 1))  # to read, into the second-level cache, data
+        given = (ir.Constant(I32, number) for number in (int(write), 2, 1))  # into the second-level cache, data
         self.intrinsic("llvm.prefetch.p0", ir.VoidType(), self.at(address, I8), *given)
+
+    def plus(self, address: ir.Value, *terms: ir.Value | int) -> ir.Value:
+        """An address, or a number, and what is added to it."""
+        for term in terms:
+            address = self.b.add(address, ir.Constant(I64, term) if isinstance(term, int) else term)
+        return address
+
+    def times(self, a: ir.Value, b: int) -> ir.Value:
+        """An int64 times a constant."""
+        return self.b.mul(a, ir.Constant(I64, b))
+
+    def rows(self, base: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
+        """The addresses of `count` rows."""
+        return [self.plus(base, self.times(stride, row)) for row in range(count)]
 
     def splat(self, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
         """A vector of one value."""

@@ -20,13 +20,15 @@ Run = Callable[[Sequence[str], int, dict[int, int]], None]
 def read_sources(
     built: Built, sources: Sequence[Sequence[int]], outfits: Sequence[Outfit | None], run: Run
 ) -> list[Row]:
-    """Return what the decoder looks at of each source, as pages.
+    """Return what the decoder looks at of each source, and of the virtual positions before it, as pages.
 
     Sources that go through the layers at once do so; a longer one goes piece by piece through each layer, since the
     queries of one piece look at the keys of all. Either way a row has the bits that it has alone.
     """
     program = built.program
     layers = len([part for part in built.parts if part.startswith("layer ")])
+    given = [outfit.vectors() if outfit is not None and outfit.virtual_source else None for outfit in outfits]
+    sources = [[0] * (0 if part is None else len(part)) + [*ids] for part, ids in zip(given, sources, strict=True)]
     memories: list[Row] = []
     at = 0
     while at < len(sources):
@@ -36,7 +38,7 @@ def read_sources(
         tokens, worn = sources[at:end], outfits[at:end]
         rows = [Row(program.source.bytes) for _ in tokens]
         kept = [Row(program.memory.bytes) for _ in tokens]
-        call = Call(tokens, rows, worn)
+        call = Call(tokens, rows, worn, given[at:end])
         if sum(call.lengths) <= CHUNK:
             whole = ["entry", *(f"layer {number}" for number in range(layers))]
             for _, n, words in call.chunks():

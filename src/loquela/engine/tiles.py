@@ -7,7 +7,7 @@ the same bits.
 # mypy: allow-untyped-calls, disable-error-code="import-untyped,attr-defined"
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from loquela.engine.simd import F32, I8, I16, I32, I64, LANES, VI, Emit, V, define, features
+from loquela.engine.simd import B64, BF16_16, F32, I8, I16, I32, I64, LANES, VI, Emit, V, define, features
 
 __all__ = ["TILE", "dot_tile", "fetch", "packed_tile", "scores", "values"]
 
@@ -23,23 +23,21 @@ TILE = LANES
 """Rows of a packed tile: one in each lane."""
 _AHEAD = 2048
 """Bytes that are fetched ahead of their use: a fifth faster than what the processor foresees by itself."""
-B64 = ir.VectorType(I8, 64)
-_BF16_16, _F16_16 = ir.VectorType(I16, LANES), ir.VectorType(ir.HalfType(), LANES)
-_KINDS = {"float32": (V, 4), "bfloat16": (_BF16_16, 2), "float16": (_F16_16, 2), "int8": (ir.VectorType(I8, LANES), 1)}
+_F16_16 = ir.VectorType(ir.HalfType(), LANES)
+_KINDS = {"float32": (V, 4), "bfloat16": (BF16_16, 2), "float16": (_F16_16, 2), "int8": (ir.VectorType(I8, LANES), 1)}
 _i64, _none = types.int64, types.void
 
 
 class Bytes:
     """How a processor multiplies bytes: `acc += Σ of 4 products` in each of sixteen lanes, exactly, by each's own way.
 
-    Weights are unsigned with `zero` as their 0. Where `signed`, they are made signed first; else the caller starts from
-    minus `zero` times the sum of the other factor. For a few `tokens` two sums are made at a time, and the upper four
-    bits are left in their place: the one would wait for itself, the other is work for each weight.
+    Weights are unsigned, half of their range being 0. Where `signed`, they are made signed first; else the caller
+    starts from minus that times the sum of the other factor. For a few `tokens` two sums are made at a time, and the
+    upper four bits are left in their place: the one would wait for itself, the other is work for each weight.
     """
 
     def __init__(self, e: Emit, bits: int, tokens: int) -> None:
         self.e, self.b, self.bits = e, e.b, bits
-        self.zero = 1 << (bits - 1)
         there = features()
         self.way = "vnni" if {"avx512vnni", "avx512bw"} <= there else "avx2" if "avx2" in there else "plain"
         self.signed = self.way == "avx2" and bits == 8  # its products of bytes saturate at 16 bits: |w| ≤ 127 cannot
@@ -113,20 +111,6 @@ class Bytes:
         return self.b.add(low, high)
 
 
-def _plus(e: Emit, address: ir.Value, *terms: ir.Value | int) -> ir.Value:
-    for term in terms:
-        address = e.b.add(address, ir.Constant(I64, term) if isinstance(term, int) else term)
-    return address
-
-
-def _times(e: Emit, a: ir.Value, b: int) -> ir.Value:
-    return e.b.mul(a, ir.Constant(I64, b))
-
-
-def _rows(e: Emit, base: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
-    return [_plus(e, base, _times(e, stride, row)) for row in range(count)]
-
-
 def packed_tile(bits: int, group: int, tokens: int) -> Any:
     """Sixteen rows of a packed matrix times `tokens` rows of int8 activations.
 
@@ -140,32 +124,34 @@ def packed_tile(bits: int, group: int, tokens: int) -> Any:
         b, multiply = e.b, Bytes(e, bits, tokens)
         size = group * LANES * bits // 8
         groups = b.udiv(k, ir.Constant(I64, group))
-        scales = _plus(e, w, _times(e, groups, size))
-        xs = _rows(e, x, x_stride, tokens)
+        scales = e.plus(w, e.times(groups, size))
+        xs = e.rows(x, x_stride, tokens)
         sums = [cgutils.alloca_once(b, V) for _ in range(tokens)]
         for total in sums:
             b.store(e.constant(0.0), total)
         with cgutils.for_range(b, groups) as loop:
             g = loop.index
             for line in range(0, size, 64):
-                e.prefetch(_plus(e, w, _times(e, g, size), _AHEAD + line))
-            steps = multiply.steps(_plus(e, w, _times(e, g, size)), group)
-            scale = e.widen(e.load(_plus(e, scales, _times(e, g, 2 * LANES)), _BF16_16))
+                e.prefetch(e.plus(w, e.times(g, size), _AHEAD + line))
+            steps = multiply.steps(e.plus(w, e.times(g, size)), group)
+            scale = e.widen(e.load(e.plus(scales, e.times(g, 2 * LANES)), BF16_16))
             for row, total in zip(xs, sums, strict=True):
-                beside = _plus(e, row, k, _times(e, g, 4))
+                beside = e.plus(row, k, e.times(g, 4))
                 accs = [ir.Constant(VI, None)] * multiply.sums
                 if not multiply.signed:
-                    seen = e.load(_plus(e, beside, _times(e, groups, 4)), I32)
-                    accs[0] = e.splat(b.mul(seen, ir.Constant(I32, -multiply.zero)))
-                at = _plus(e, row, _times(e, g, group))
+                    seen = e.load(e.plus(beside, e.times(groups, 4)), I32)
+                    accs[0] = e.splat(seen)
+                    if bits == 8:
+                        accs[0] = b.shl(accs[0], ir.Constant(VI, [4] * LANES))
+                at = e.plus(row, e.times(g, group))
                 for step, part in enumerate(steps):
                     which = step % multiply.sums
-                    accs[which] = multiply.dot(accs[which], part, e.load(_plus(e, at, 4 * step), I32))
+                    accs[which] = multiply.dot(accs[which], part, e.load(e.plus(at, 4 * step), I32))
                 acc = multiply.joined(accs)
                 factor = b.fmul(scale, e.splat(e.load(beside, F32)))
                 b.store(e.fma(b.sitofp(acc, V), factor, b.load(total)), total)
         added = e.load(bias)
-        for total, out, old in zip(sums, _rows(e, y, y_stride, tokens), _rows(e, res, res_s, tokens), strict=True):
+        for total, out, old in zip(sums, e.rows(y, y_stride, tokens), e.rows(res, res_s, tokens), strict=True):
             e.store(out, b.fadd(b.fadd(b.load(total), added), e.load(old)))
 
     return define(f"packed_{bits}_{group}_x{tokens}", _none, (_i64,) * 9, body)
@@ -182,29 +168,29 @@ def dot_tile(dtype: str, rows: int, tokens: int) -> Any:
         e: Emit, w: Any, w_stride: Any, x: Any, x_stride: Any, k: Any, y: Any, y_s: Any, bias: Any, res: Any, res_s: Any
     ) -> None:
         b = e.b
-        ws, xs = _rows(e, w, w_stride, rows), _rows(e, x, x_stride, tokens)
+        ws, xs = e.rows(w, w_stride, rows), e.rows(x, x_stride, tokens)
         sums = [[cgutils.alloca_once(b, V) for _ in range(rows)] for _ in range(tokens)]
         for total in (total for row in sums for total in row):
             b.store(e.constant(0.0), total)
 
         def accumulate(columns: Sequence[ir.Value], at: ir.Value, count: ir.Value | None) -> None:
             for row, totals in zip(xs, sums, strict=True):
-                place = _plus(e, row, _times(e, at, 4))
+                place = e.plus(row, e.times(at, 4))
                 part = e.load(place) if count is None else e.load_first(place, count)
                 for column, total in zip(columns, totals, strict=True):
                     b.store(e.fma(column, part, b.load(total)), total)
 
         whole = b.and_(k, ir.Constant(I64, -LANES))
         with cgutils.for_range(b, b.udiv(k, ir.Constant(I64, LANES))) as loop:
-            at = _times(e, loop.index, LANES)
-            accumulate([e.widen(e.load(_plus(e, row, _times(e, at, size)), kind)) for row in ws], at, None)
+            at = e.times(loop.index, LANES)
+            accumulate([e.widen(e.load(e.plus(row, e.times(at, size)), kind)) for row in ws], at, None)
         left = b.sub(k, whole)
         with b.if_then(b.icmp_signed("!=", left, ir.Constant(I64, 0))):
-            columns = [e.widen(e.load_first(_plus(e, row, _times(e, whole, size)), left, kind)) for row in ws]
+            columns = [e.widen(e.load_first(e.plus(row, e.times(whole, size)), left, kind)) for row in ws]
             accumulate(columns, whole, left)
         out_kind = F32 if rows == 1 else ir.VectorType(F32, rows)
         added = e.load(bias, out_kind)
-        for totals, out, old in zip(sums, _rows(e, y, y_s, tokens), _rows(e, res, res_s, tokens), strict=True):
+        for totals, out, old in zip(sums, e.rows(y, y_s, tokens), e.rows(res, res_s, tokens), strict=True):
             done = [b.load(total) for total in totals]
             folded = e.fold(done[0], LANES, b.fadd) if rows == 1 else _fold4(e, done)
             e.store(out, b.fadd(b.fadd(folded, added), e.load(old, out_kind)))
@@ -230,70 +216,81 @@ def _fold4(e: Emit, parts: list[ir.Value]) -> ir.Value:
     return halves(shorter, shorter, 1, 8)
 
 
-def scores(dtype: str, rows: int, blocks: int = 1) -> Any:
+def _by_dtype(name: str, dtypes: Sequence[str], arguments: int, body: Callable[..., None]) -> Any:
+    """An intrinsic whose first argument says for which of `dtypes` it is to do what `body` emits for each."""
+
+    def each(e: Emit, which: Any, *given: Any) -> None:
+        for number, dtype in enumerate(dtypes):
+            with e.b.if_then(e.b.icmp_signed("==", which, ir.Constant(I64, number))):
+                body(e, dtype, *given)
+
+    return define(name, _none, (_i64,) * (1 + arguments), each)
+
+
+def scores(dtypes: Sequence[str], rows: int, blocks: int = 1) -> Any:
     """Scores of `rows` queries with sixteen keys that lie side by side, dimension after dimension.
 
     Behind keys of int8 stand their sixteen scales. The same for each of `blocks` of keys, one behind the other: that
-    there is something else to do while one waits for a sum. Arguments: address of the queries, their stride; of the
-    keys; head_dim; of the scores, their stride.
+    there is something else to do while one waits for a sum. Arguments: which of `dtypes` the keys have; address of the
+    queries, their stride; of the keys; head_dim; of the scores, their stride.
     """
-    kind, size = _KINDS[dtype]
 
-    def body(e: Emit, q: Any, q_stride: Any, keys: Any, width: Any, out: Any, out_stride: Any) -> None:
-        b = e.b
-        bytes_each = _times(e, width, size * LANES)
-        bytes_each = _plus(e, bytes_each, 4 * LANES) if size == 1 else bytes_each
-        starts = [_plus(e, keys, _times(e, bytes_each, block)) for block in range(blocks)]
-        qs = _rows(e, q, q_stride, rows)
+    def body(e: Emit, dtype: str, q: Any, q_stride: Any, keys: Any, width: Any, out: Any, out_stride: Any) -> None:
+        b, (kind, size) = e.b, _KINDS[dtype]
+        bytes_each = e.times(width, size * LANES)
+        bytes_each = e.plus(bytes_each, 4 * LANES) if size == 1 else bytes_each
+        starts = [e.plus(keys, e.times(bytes_each, block)) for block in range(blocks)]
+        qs = e.rows(q, q_stride, rows)
         sums = [[cgutils.alloca_once(b, V) for _ in range(blocks)] for _ in range(rows)]
         for total in (total for row in sums for total in row):
             b.store(e.constant(0.0), total)
         with cgutils.for_range(b, width) as loop:
-            several = [e.widen(e.load(_plus(e, at, _times(e, loop.index, size * LANES)), kind)) for at in starts]
+            several = [e.widen(e.load(e.plus(at, e.times(loop.index, size * LANES)), kind)) for at in starts]
             for row, totals in zip(qs, sums, strict=True):
-                query = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
+                query = e.splat(e.load(e.plus(row, e.times(loop.index, 4)), F32))
                 for key, total in zip(several, totals, strict=True):
                     b.store(e.fma(query, key, b.load(total)), total)
-        scales = [e.load(_plus(e, at, _times(e, width, LANES))) if size == 1 else None for at in starts]
-        for totals, place in zip(sums, _rows(e, out, out_stride, rows), strict=True):
+        scales = [e.load(e.plus(at, e.times(width, LANES))) if size == 1 else None for at in starts]
+        for totals, place in zip(sums, e.rows(out, out_stride, rows), strict=True):
             for block, (total, scale) in enumerate(zip(totals, scales, strict=True)):
                 done = b.load(total) if scale is None else b.fmul(b.load(total), scale)
-                e.store(_plus(e, place, 4 * LANES * block), done)
+                e.store(e.plus(place, 4 * LANES * block), done)
 
-    return define(f"scores_{dtype}_x{rows}_{blocks}", _none, (_i64,) * 6, body)
+    return _by_dtype(f"scores_x{rows}_{blocks}", dtypes, 6, body)
 
 
-def values(dtype: str, rows: int) -> Any:
+def values(dtypes: Sequence[str], rows: int) -> Any:
     """Add `count` values, weighted for each of `rows` queries, to the rows' sums.
 
-    Behind a value of int8 stands its scale, in sixteen bytes. Arguments: address of the weights, their stride; of the
-    values; their width in vectors of sixteen; `count`; of the sums, their stride.
+    Behind a value of int8 stands its scale, in sixteen bytes. Arguments: which of `dtypes` the values have; address of
+    the weights, their stride; of the values; their width in vectors of sixteen; `count`; of the sums, their stride.
     """
-    kind, size = _KINDS[dtype]
-    several = max(1, 4 // rows)
+    several = 4 if rows == 1 else 2
 
-    def body(e: Emit, p: Any, p_stride: Any, v: Any, width: Any, count: Any, out: Any, out_stride: Any) -> None:
-        b = e.b
-        ps, outs = _rows(e, p, p_stride, rows), _rows(e, out, out_stride, rows)
+    def body(
+        e: Emit, dtype: str, p: Any, p_stride: Any, v: Any, width: Any, count: Any, out: Any, out_stride: Any
+    ) -> None:
+        b, (kind, size) = e.b, _KINDS[dtype]
+        ps, outs = e.rows(p, p_stride, rows), e.rows(out, out_stride, rows)
         sums = [[cgutils.alloca_once(b, V) for _ in range(several)] for _ in range(rows)]
-        stride = _times(e, width, LANES * size)
-        stride = _plus(e, stride, 16) if size == 1 else stride
+        stride = e.times(width, LANES * size)
+        stride = e.plus(stride, 16) if size == 1 else stride
 
         def parts(first: Any, together: int) -> None:
             """So many neighbouring vectors, of every value."""
-            columns = [_times(e, _plus(e, first, part), LANES) for part in range(together)]
-            places = [[_plus(e, row, _times(e, column, 4)) for column in columns] for row in outs]
+            columns = [e.times(e.plus(first, part), LANES) for part in range(together)]
+            places = [[e.plus(row, e.times(column, 4)) for column in columns] for row in outs]
             for row, totals in zip(places, sums, strict=True):
                 for place, total in zip(row, totals, strict=False):
                     b.store(e.load(place), total)
             with cgutils.for_range(b, count) as loop:
-                at = _plus(e, v, b.mul(loop.index, stride))
-                found = [e.widen(e.load(_plus(e, at, _times(e, column, size)), kind)) for column in columns]
+                at = e.plus(v, b.mul(loop.index, stride))
+                found = [e.widen(e.load(e.plus(at, e.times(column, size)), kind)) for column in columns]
                 if size == 1:
-                    scale = e.splat(e.load(_plus(e, at, _times(e, width, LANES)), F32))
+                    scale = e.splat(e.load(e.plus(at, e.times(width, LANES)), F32))
                     found = [b.fmul(value, scale) for value in found]
                 for row, totals in zip(ps, sums, strict=True):
-                    weight = e.splat(e.load(_plus(e, row, _times(e, loop.index, 4)), F32))
+                    weight = e.splat(e.load(e.plus(row, e.times(loop.index, 4)), F32))
                     for value, total in zip(found, totals, strict=False):
                         b.store(e.fma(weight, value, b.load(total)), total)
             for row, totals in zip(places, sums, strict=True):
@@ -302,18 +299,17 @@ def values(dtype: str, rows: int) -> Any:
 
         groups = b.udiv(width, ir.Constant(I64, several))
         with cgutils.for_range(b, groups) as loop:
-            parts(_times(e, loop.index, several), several)
-        if several > 1:
-            done = _times(e, groups, several)
-            with cgutils.for_range(b, b.sub(width, done)) as loop:
-                parts(_plus(e, done, loop.index), 1)
+            parts(e.times(loop.index, several), several)
+        done = e.times(groups, several)
+        with cgutils.for_range(b, b.sub(width, done)) as loop:
+            parts(e.plus(done, loop.index), 1)
 
-    return define(f"values_{dtype}_x{rows}", _none, (_i64,) * 7, body)
+    return _by_dtype(f"values_x{rows}", dtypes, 7, body)
 
 
 def _fetch(e: Emit, start: Any, size: Any) -> None:
     with cgutils.for_range(e.b, e.b.udiv(size, ir.Constant(I64, 64))) as loop:
-        e.prefetch(_plus(e, start, _times(e, loop.index, 64)))
+        e.prefetch(e.plus(start, e.times(loop.index, 64)))
 
 
 fetch = define("fetch", _none, (_i64, _i64), _fetch)

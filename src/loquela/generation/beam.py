@@ -18,6 +18,7 @@ from torch import Tensor
 
 from loquela.errors import ContextWindowError
 from loquela.generation.decode import FinishReason, Step, evaluating, log_probability
+from loquela.generation.outlook import Outlook
 from loquela.generation.rules import RULES, History
 from loquela.generation.settings import GenerationSettings
 from loquela.layers.cache import Cache
@@ -160,6 +161,6 @@ def replay(
         for position, (token, row) in enumerate(zip(ids, logits, strict=False)):
             last = position + 1 == len(ids)
             reason: FinishReason | None = None if not last else "stop" if token in end_ids else "length"
-            yield Step(token, log_probability(row, token), row, reason)
+            yield Step(token, log_probability(row, token), Outlook(row), reason)
 
     return first[0].tolist(), walk()

@@ -194,20 +194,20 @@ def _streams(
             prefix, steps = replay(network, prompt, found.ids, end_ids=end_ids)
             yield _pieces(steps, PieceMaker(tokenizer, prefix, settings.stop, end_ids, top))
         return
-    prefix, cache, logits = prefill(network, prompt)
+    prefix, cache, outlook = prefill(network, prompt)
     count = max(settings.n, settings.best_of)
     for choice in range(count):
         own = cache if choice == count - 1 else copy.deepcopy(cache)
         guide = None if constraint is None else constraint.start()
         drafter = None if draft is None else draft.start(prefix)
         steps = decode(
-            network, prefix, logits, own, settings, end_ids=end_ids, choice=choice, guide=guide, drafter=drafter
+            network, prefix, outlook, own, settings, end_ids=end_ids, choice=choice, guide=guide, drafter=drafter
         )
         yield _pieces(steps, PieceMaker(tokenizer, prefix, settings.stop, end_ids, top))
 
 
 def _pieces(steps: Iterable[Step], maker: PieceMaker) -> Iterator[Piece]:
-    for step in steps:
-        yield maker.push(step)
+    for piece in map(maker.push, steps):  # which keeps no step: an engine would have to copy its logits
+        yield piece
         if maker.ended:
             return

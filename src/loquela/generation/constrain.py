@@ -78,6 +78,9 @@ def json_constraint(
         table = json.loads(schema) if isinstance(schema, str) else schema
         if not isinstance(table, Mapping | bool):
             raise ValueError("it is neither an object nor true or false")
+        if table is False:
+            raise ValueError("nothing fits `false`")
+        table = {} if table is True else table  # the same, and what the library takes
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(table), overrides=_COMPACT)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the JSON schema must be valid, but is not: {_first_line(str(error))}") from None

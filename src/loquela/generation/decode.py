@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 
 from loquela.errors import ContextWindowError, UsageError
+from loquela.generation.outlook import Outlook
 from loquela.generation.rules import Logits
 from loquela.generation.sampling import Guess
 from loquela.generation.settings import GenerationSettings
@@ -42,6 +43,7 @@ __all__ = [
     "generate_ids",
     "log_probability",
     "logits_after",
+    "outlooks",
     "prefill",
     "read",
     "spans",
@@ -113,17 +115,19 @@ def generate_ids(
     first positions of the prompt, fewer than all. `choice` is the number of this completion among the `settings.n` of
     one prompt. Raises `ContextWindowError` for a prompt that leaves no room.
     """
-    prefix, cache, logits = prefill(network, prompt, cache)
+    prefix, cache, outlook = prefill(network, prompt, cache)
     yield from decode(
-        network, prefix, logits, cache, settings, end_ids=end_ids, choice=choice, guide=guide, drafter=drafter
+        network, prefix, outlook, cache, settings, end_ids=end_ids, choice=choice, guide=guide, drafter=drafter
     )
 
 
-def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None) -> tuple[Sequence[int], Cache, Logits]:
+def prefill(
+    network: Network, prompt: Sequence[int], cache: Cache | None = None
+) -> tuple[Sequence[int], Cache, Outlook]:
     """Read the `prompt`, or what a caller's `cache` lacks of it.
 
     Returns the tokens that the completion follows (the prompt, or the start token of an encoder-decoder), the cache
-    that holds them, and the logits (vocab,) of the token after them.
+    that holds them, and what may come after them.
     """
     check_room(len(prompt), network.context_length)
     held = 0 if cache is None else cache.length
@@ -135,8 +139,9 @@ def prefill(network: Network, prompt: Sequence[int], cache: Cache | None = None)
             cache, first = network.start(torch.tensor([prompt], device=next(network.parameters()).device))
         prefix = first[0].tolist()
     for start, end in spans(held, len(prefix)):
-        states = read(network, prefix[start:end], cache, wanted=1 if end == len(prefix) else 0)
-    return prefix, cache, logits_after(network, states)[0]
+        if end < len(prefix):
+            read(network, prefix[start:end], cache, wanted=0)
+    return prefix, cache, outlooks(network, prefix[start:end], cache, wanted=1)[0]
 
 
 def check_room(prompt: int, window: int) -> None:
@@ -159,7 +164,7 @@ def spans(held: int, length: int) -> Iterator[tuple[int, int]]:
 def decode(
     network: Network,
     prefix: Sequence[int],
-    logits: Logits,
+    outlook: Outlook,
     cache: Cache,
     settings: GenerationSettings,
     *,
@@ -170,7 +175,8 @@ def decode(
 ) -> Iterator[Step]:
     """The loop after `prefill`; `cache` holds the whole prefix and is extended in place.
 
-    Raises `UsageError` for a `drafter` beside a cache that cannot unread what was guessed wrong.
+    `outlook` is what may come first. Raises `UsageError` for a `drafter` beside a cache that cannot unread what was
+    guessed wrong.
     """
     if drafter is not None and not cache.unreads:
         raise UsageError(
@@ -179,7 +185,7 @@ def decode(
         )
     writer = Writer(prefix, settings, network.context_length, end_ids=end_ids, choice=choice, guide=guide)
     count = drafter.speculation if drafter is not None else Speculation()
-    start, rows, guesses = cache.length, [logits], list[Guess]()
+    start, rows, guesses = cache.length, [outlook], list[Guess]()
     while writer.going:
         for row, guess in zip(rows, [*guesses, None], strict=True):
             step = writer.take(row, guess)
@@ -194,7 +200,8 @@ def decode(
                 break
         if writer.going:
             guesses = [] if drafter is None else list(drafter.draft(writer))
-            rows = logits_after(network, read(network, [step.id, *(guess.token for guess in guesses)], cache))
+            del step, row, rows  # nobody looks at them any more; see `_pieces` of completions
+            rows = outlooks(network, [writer.completion[-1], *(guess.token for guess in guesses)], cache)
             count.drafted += len(guesses)
             count.forwards += 1
 
@@ -211,6 +218,14 @@ def read(network: Network, tokens: Sequence[int], cache: Cache, *, wanted: int |
             return states
         device = next(network.parameters()).device
         return network.hidden(torch.tensor([tokens], device=device), cache=cache)[0, len(tokens) - count :]
+
+
+def outlooks(network: Network, tokens: Sequence[int], cache: Cache, *, wanted: int | None = None) -> list[Outlook]:
+    """Return what may come after each of `tokens`, or of the last `wanted`; see `read`."""
+    if (together := getattr(type(network), "outlooks", None)) is None:
+        return [Outlook(row) for row in logits_after(network, read(network, tokens, cache, wanted=wanted))]
+    found: list[Outlook] = together(network, [tokens], [cache], wanted=None if wanted is None else [wanted])[0]
+    return found
 
 
 def logits_after(network: Network, states: torch.Tensor) -> list[Logits]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from loquela.checkpoint.sentence import Pooling
 from loquela.errors import ContextWindowError, DataError
 from loquela.generation.decode import evaluating
+from loquela.generation.inputs import states
 from loquela.layers.heads import pool
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ def embed(
             count = max(1, batch_tokens // len(rows[order[0]]))
             batch, order = order[:count], order[count:]
             tokens, real = _padded([rows[i] for i in batch], device)
-            hidden = network.hidden(tokens, padding=None if bool(real.all()) else real)
+            hidden = states(network, tokens, padding=None if bool(real.all()) else real)
             for i, vector in zip(batch, pool(hidden, real, pooling.modes, normalise=pooling.normalise), strict=True):
                 vectors[i] = vector
     return torch.stack(vectors) if vectors else torch.empty(0, network.dim * len(pooling.modes), device=device)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loquela.errors import TokenizerError
-from loquela.generation.rules import Logits, most_probable
-from loquela.generation.writer import FinishReason, Step, log_probability
+from loquela.generation.outlook import Outlook, outlook_of
+from loquela.generation.rules import Logits
+from loquela.generation.writer import FinishReason, Step
 from loquela.text.tokenizer import Tokenizer
 
 __all__ = ["Alternative", "Piece", "PieceMaker", "StopWatch", "alternatives", "token_text"]
@@ -60,15 +61,16 @@ class PieceMaker:
         if reason is not None and not self._watch.stopped:
             shown += self._watch.held
         self.ended = reason is not None
-        return Piece(shown, step.id, step.log_prob, alternatives(step.logits, self._tokenizer, self._top), reason)
+        return Piece(shown, step.id, step.log_prob, alternatives(step.outlook, self._tokenizer, self._top), reason)
 
 
-def alternatives(logits: Logits, tokenizer: Tokenizer, top: int) -> tuple[Alternative, ...]:
+def alternatives(logits: Outlook | Logits, tokenizer: Tokenizer, top: int) -> tuple[Alternative, ...]:
     """Return the `top` most probable tokens of `logits` (vocab,), most probable first."""
     if top == 0:
         return ()
-    ids = most_probable(logits, top).tolist()
-    return tuple(Alternative(i, token_text(tokenizer, i), log_probability(logits, i)) for i in ids)
+    outlook = outlook_of(logits)
+    ids = outlook.most_probable(top).tolist()
+    return tuple(Alternative(i, token_text(tokenizer, i), outlook.log_probability(i)) for i in ids)
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -82,6 +82,9 @@ def softmax(logits: Logits) -> Logits:
 
     What is left is summed without what is not, so it gets the same bits wherever it stands.
     """
+    if len(logits) <= 128 and logits.min() > -np.inf:  # nothing is left out
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()  # type: ignore[no-any-return]
     kept = np.flatnonzero(logits > -np.inf)
     weights = np.exp(logits[kept] - logits.max())
     probabilities = np.zeros_like(logits)

@@ -7,19 +7,24 @@ whatever else runs beside it.
 from __future__ import annotations
 
 import hashlib
+import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loquela.errors import LoquelaError, UsageError
+from loquela.errors import UsageError
+from loquela.generation.outlook import Outlook, outlook_of
 from loquela.generation.rules import RULES, History, Logits, most_probable, softmax
 from loquela.generation.settings import SETTINGS, GenerationSettings
 
 __all__ = [
     "SETTINGS",
+    "Chain",
     "GenerationSettings",
     "Guess",
     "History",
@@ -31,6 +36,9 @@ __all__ = [
     "uniform",
     "verified",
 ]
+
+
+_FEW = 128  # tokens that Python adds up
 
 
 @dataclass(frozen=True)
@@ -48,24 +56,23 @@ class Stage:
         return float(softmax(self.before)[np.isneginf(self.after)].sum())
 
 
-def stages(logits: npt.ArrayLike, history: History, settings: GenerationSettings) -> Iterator[Stage]:
+def stages(logits: Outlook | npt.ArrayLike, history: History, settings: GenerationSettings) -> Iterator[Stage]:
     """Apply the rules that do something to one row of `logits` (vocab,), in order.
 
     Raises `LoquelaError` for logits that are no distribution (NaN, +inf, all -inf), `UsageError` for rules that leave
     no token.
     """
-    row = _checked(logits)
+    row = _checked(logits).values
     for name in _active(settings):
-        after = _applied(name, row, history, settings)
+        after = _applied(name, row, history, getattr(settings, name))
         yield Stage(name, getattr(settings, name), row, after)
         row = after
 
 
-def _checked(logits: npt.ArrayLike) -> Logits:
-    row = np.asarray(logits, dtype=np.float64)
-    if not np.isfinite(largest := row.max()):  # NaN if any is, -inf if all are
-        raise LoquelaError(f"logits must be finite, but their maximum is {largest}: the model's weights are damaged")
-    return row
+def _checked(logits: Outlook | npt.ArrayLike) -> Outlook:
+    outlook = outlook_of(logits)
+    outlook.check()
+    return outlook
 
 
 def _active(settings: GenerationSettings) -> list[str]:
@@ -73,51 +80,81 @@ def _active(settings: GenerationSettings) -> list[str]:
     return [name for name in settings.sampler_order if getattr(settings, name) != RULES[name].off]
 
 
-def _applied(name: str, row: Logits, history: History, settings: GenerationSettings) -> Logits:
-    after = RULES[name].apply(row, getattr(settings, name), history)
+def _applied(name: str, row: Logits, history: History, value: Any) -> Logits:
+    after = RULES[name].apply(row, value, history)
     if after.max() == -np.inf:
         raise UsageError(f"the settings must leave a token to choose from, but after {name} none is left")
     return after
 
 
+class Chain:
+    """The rules that some settings ask for, looked up once for a whole text.
+
+    Where no more than a temperature comes before top-k, it is known from the start which tokens are kept, and the other
+    rules need to look at no more than these: the very numbers of the rules on everything, for a tenth of the time.
+    """
+
+    def __init__(self, settings: GenerationSettings) -> None:
+        names = _active(settings)
+        self._rules = [(name, getattr(settings, name)) for name in names]
+        cuts = (
+            (place, count, name)
+            for place in range(len(names))
+            if all(RULES[later].samples for later in names[place:])
+            if (found := _kept(names[place:], settings)) is not None
+            for count, name in [found]
+        )
+        self._place, self._count, self._cutting = next(cuts, (len(names), 0, ""))
+
+    @property
+    def certain(self) -> bool:
+        """Whether the most probable token is chosen, whatever is drawn (greedy)."""
+        return self._place == 0 and self._count == 1
+
+    def likely(self, outlook: Outlook, history: History) -> tuple[npt.NDArray[np.intp] | None, Logits]:
+        """See `likely`."""
+        outlook.check()
+        ids, row = None, outlook.values if self._place or not self._count else None
+        for place, (name, value) in enumerate(self._rules):
+            if place == self._place:
+                ids = np.sort(outlook.most_probable(self._count) if row is None else most_probable(row, self._count))
+                row = outlook.at(ids) if row is None else row[ids]
+            if ids is None or name != self._cutting:  # what cut has done its work
+                assert row is not None
+                row = _applied(name, row, history, value)
+        assert row is not None
+        return ids, softmax(row)
+
+
+def _kept(names: list[str], settings: GenerationSettings) -> tuple[int, str] | None:
+    """How many tokens rules of these `names` keep whatever the logits are, and which does; None where that depends."""
+    for name in names:
+        if name == "top_k":
+            return int(settings.top_k), name
+        if name != "temperature":
+            return None
+        if settings.temperature == 0:
+            return 1, name
+    return None
+
+
 def likely(
-    logits: npt.ArrayLike, history: History, settings: GenerationSettings
+    logits: Outlook | npt.ArrayLike, history: History, settings: GenerationSettings
 ) -> tuple[npt.NDArray[np.intp] | None, Logits]:
     """Return the ids that an early cut leaves, in order, and the probabilities of these; None: of the whole vocabulary.
 
-    The very numbers of `distribution`, for a tenth of the time: where no more than a temperature comes before top-k,
-    it is known from the start which tokens are kept, and the other rules need to look at no more than these.
+    The very numbers of `distribution`; see `Chain`.
     """
-    row, names = _checked(logits), _active(settings)
-    ids: npt.NDArray[np.intp] | None = None
-    for place, name in enumerate(names):
-        if ids is None and all(RULES[later].samples for later in names[place:]):
-            count = _kept(names[place:], settings)
-            if count:
-                ids = np.sort(most_probable(row, count))
-                row = row[ids]
-        row = _applied(name, row, history, settings)
-    return ids, softmax(row)
+    return Chain(settings).likely(outlook_of(logits), history)
 
 
-def _kept(names: list[str], settings: GenerationSettings) -> int:
-    """How many tokens rules of these `names` keep whatever the logits are; 0 where that depends on them."""
-    for name in names:
-        if name == "top_k":
-            return int(settings.top_k)
-        if name != "temperature":
-            return 0
-        if settings.temperature == 0:
-            return 1
-    return 0
-
-
-def distribution(logits: npt.ArrayLike, history: History, settings: GenerationSettings) -> Logits:
+def distribution(logits: Outlook | npt.ArrayLike, history: History, settings: GenerationSettings) -> Logits:
     """Return the probabilities (vocab,) after all rules: they sum to 1, a removed token has exactly 0."""
-    ids, found = likely(logits, history, settings)
+    outlook = outlook_of(logits)
+    ids, found = likely(outlook, history, settings)
     if ids is None:
         return found
-    probabilities = np.zeros(np.shape(logits))
+    probabilities = np.zeros(outlook.values.shape)
     probabilities[ids] = found
     return probabilities
 
@@ -164,7 +201,13 @@ def uniform(seed: int, choice: int, position: int, draft: int | None = None) -> 
 
 def choose(probabilities: Logits, uniform: float) -> int:
     """Return the id that `uniform` in [0, 1) falls on when `probabilities` (vocab,) lie end to end, lowest id first."""
+    if len(probabilities) <= _FEW:  # the same sums, in the same order, sooner than NumPy is called
+        sums = list(accumulate(probabilities.tolist()))
+        return bisect_right(sums, _target(uniform, sums[-1]))
     ids = np.flatnonzero(probabilities)
     reached = np.cumsum(probabilities[ids])
-    target = min(uniform * reached[-1], np.nextafter(reached[-1], 0))  # rounding must not step past the end
-    return int(ids[np.searchsorted(reached, target, side="right")])
+    return int(ids[np.searchsorted(reached, _target(uniform, float(reached[-1])), side="right")])
+
+
+def _target(uniform: float, whole: float) -> float:
+    return min(uniform * whole, math.nextafter(whole, 0))  # rounding must not step past the end

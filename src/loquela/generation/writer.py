@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
-
+from loquela.generation.outlook import Outlook, outlook_of
 from loquela.generation.rules import History, Logits
-from loquela.generation.sampling import Guess, choose, distribution, likely, uniform, verified
+from loquela.generation.sampling import Chain, Guess, choose, distribution, uniform, verified
 from loquela.generation.settings import GenerationSettings
 
 __all__ = ["FinishReason", "Guide", "Step", "Writer", "log_probability"]
@@ -33,14 +32,19 @@ class Guide(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """One token: its id, and the logits (vocab,) that the model gave before the sampling rules."""
+    """One token: its id, and the logits that the model gave before the sampling rules."""
 
     id: int
     log_prob: float
     """The model's own log-probability of the token, in nats, before the sampling rules."""
-    logits: Logits
+    outlook: Outlook
     finish_reason: FinishReason | None
     """On the last token: `stop` for an end token, `length` when the tokens asked for or the window are used up."""
+
+    @property
+    def logits(self) -> Logits:
+        """What the model gave (vocab,)."""
+        return self.outlook.values
 
 
 class Writer:
@@ -60,28 +64,35 @@ class Writer:
         guide: Guide | None = None,
     ) -> None:
         self.prefix, self.settings, self.end_ids, self.choice, self.guide = prefix, settings, end_ids, choice, guide
+        self._chain = Chain(settings)
         self.room = min(settings.max_new_tokens, context_length - len(prefix))
         self.completion: list[int] = []
         self.going = self.room > 0
 
-    def take(self, logits: Logits, guess: Guess | None = None) -> Step:
-        """Choose the next token from the model's logits (vocab,); a `guess` at it may be right."""
-        number = uniform(self.settings.seed, self.choice, len(self.completion))
-        if guess is None:
-            ids, probabilities = likely(self._allowed(logits), self._history, self.settings)
-            place = choose(probabilities, number)
-            token = place if ids is None else int(ids[place])
+    def take(self, logits: Outlook | Logits, guess: Guess | None = None) -> Step:
+        """Choose the next token from what the model gave; a `guess` at it may be right."""
+        outlook = outlook_of(logits)
+        allowed = self._allowed(outlook)
+        if self._chain.certain and guess is None:
+            allowed.check()
+            token = allowed.best
         else:
-            token = choose(verified(self.distribution(logits), guess), number)
+            number = uniform(self.settings.seed, self.choice, len(self.completion))
+            if guess is None:
+                ids, probabilities = self._chain.likely(allowed, self._history)
+                place = choose(probabilities, number)
+                token = place if ids is None else int(ids[place])
+            else:
+                token = choose(verified(self.distribution(outlook), guess), number)
         reason = self.add(token)
-        return Step(token, log_probability(logits, token), logits, reason)
+        return Step(token, outlook.log_probability(token), outlook, reason)
 
-    def distribution(self, logits: Logits) -> Logits:
+    def distribution(self, logits: Outlook | Logits) -> Logits:
         """Return the probabilities (vocab,) of the next token after the guide and the sampling rules."""
-        return distribution(self._allowed(logits), self._history, self.settings)
+        return distribution(self._allowed(outlook_of(logits)), self._history, self.settings)
 
-    def _allowed(self, logits: Logits) -> Logits:
-        return logits if self.guide is None else self.guide.allow(logits)
+    def _allowed(self, outlook: Outlook) -> Outlook:
+        return outlook if self.guide is None else Outlook(self.guide.allow(outlook.values))
 
     @property
     def _history(self) -> History:
@@ -104,8 +115,6 @@ class Writer:
         return other
 
 
-def log_probability(logits: Logits, token: int) -> float:
+def log_probability(logits: Outlook | Logits, token: int) -> float:
     """Return the log of the softmax of `logits` (vocab,) at `token`."""
-    below = logits - logits.max()
-    chosen = below[token]
-    return float(chosen - np.log(np.exp(below, out=below).sum()))
+    return outlook_of(logits).log_probability(token)

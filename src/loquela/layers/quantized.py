@@ -81,4 +81,4 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.weight, None
+        return gradient @ ctx.layer.weight.to(gradient.dtype), None

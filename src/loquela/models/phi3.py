@@ -128,15 +128,26 @@ class ReplayCache(Cache):
         super().__init__(layers)
         self.tokens = torch.empty(0, 0, dtype=torch.long)  # (batch, length)
         self.long = torch.empty(0, dtype=torch.bool)  # (batch or 1,)
+        self.refill: Callable[[ReplayCache, Tensor], None] | None = None
+        """Puts virtual positions into the empty cache, as in rows that are long or not (batch or 1,)."""
+        self.always: bool | None = None
+        """Whether all is long, whatever its length: set where virtual positions are read by themselves."""
 
     def joined(self, tokens: Tensor) -> Tensor:
-        """Return all tokens held (batch, length) and the new ones behind them."""
-        return torch.cat((self.tokens, tokens), dim=1) if self.length else tokens
+        """Return all tokens held (batch, length - virtual) and the new ones behind them."""
+        return torch.cat((self.tokens, tokens), dim=1) if self.tokens.shape[1] else tokens
+
+    def anew(self, long: Tensor) -> None:
+        """Forget all, but for the virtual positions, which are what they are in rows that are `long` (batch or 1,)."""
+        super().truncate(0)
+        if self.virtual:
+            assert self.refill is not None
+            self.refill(self, long)
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first `length` positions."""
         super().truncate(length)
-        self.tokens = self.tokens[:, :length]
+        self.tokens = self.tokens[:, : max(0, length - self.virtual)]
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) batch rows, as beam search does."""
@@ -149,7 +160,8 @@ class Phi3(RotaryDecoder):
     """The decoder-only transformer of Phi-3.
 
     With LongRoPE (arXiv:2402.13753), a text longer than the original window is rotated more slowly from its first token
-    on. When one grows across that length, all that its cache holds is computed anew, once.
+    on. When one grows across that length, all that its cache holds is computed anew, once. Virtual positions before the
+    text count as a part of it, and turn with it; keys that an adapter gives as they are stay so.
     """
 
     config: Phi3Config
@@ -201,11 +213,13 @@ class Phi3(RotaryDecoder):
             raise UsageError(f"make the cache of this network with `new_cache`, not a {type(cache).__name__}")
         new = tokens.shape[1]
         text = tokens if cache is None else cache.joined(tokens)  # from its beginning
-        length = text.new_tensor([text.shape[1]]) if padding is None else padding.sum(-1)
+        whole = text.shape[1] + (0 if cache is None else cache.virtual)
+        length = text.new_tensor([whole]) if padding is None else padding.sum(-1)
         long = length > self.config.original_max_position_embeddings  # (batch,), or (1,) for all rows alike
         if cache is not None:
+            long = long if cache.always is None else torch.full_like(long, cache.always)
             if cache.length and not torch.equal(long, cache.long):
-                cache.truncate(0)
+                cache.anew(long)
                 tokens = text
             cache.tokens, cache.long = text, long
         where = positions(cache, tokens.shape[1], tokens.device, padding=padding)

@@ -4,7 +4,8 @@
     y = y + s · up(activation(down(x)))
 
 `up` starts at zero, so that nothing is changed. The names of the settings are those of AdapterHub; PEFT has no such
-method. With `mh_adapter=False` only the feed-forward has one (Pfeiffer et al., 2020, arXiv:2005.00247).
+method. With `mh_adapter=False` only the feed-forward has one (Pfeiffer et al., 2020, arXiv:2005.00247). A recurrent
+stack has one behind it, as a feed-forward.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from loquela.errors import ConfigError, UsageError
 from loquela.layers.block import Block
 from loquela.layers.feedforward import ACTIVATIONS
+from loquela.layers.recurrent import Recurrent
 from loquela.models.base import Network
 from loquela.peft.base import AdapterConfig, Part
 from loquela.peft.draw import Draw
@@ -36,7 +38,7 @@ class BottleneckConfig(AdapterConfig):
     mh_adapter: bool = True
     """Whether attention has one, that to an encoder's output included."""
     output_adapter: bool = True
-    """Whether the feed-forward has one."""
+    """Whether the feed-forward has one, or a recurrent stack."""
     is_parallel: bool = False
     """Whether it reads what its half of the block reads, not what that gives."""
     reduction_factor: int | float = 16
@@ -83,27 +85,32 @@ def make(
     halves = [*(["attention", "cross"] * config.mh_adapter), *(["feedforward"] * config.output_adapter)]
     wanted = config.layers_to_transform
     layers = None if wanted is None else [wanted] if isinstance(wanted, int) else wanted
-    dim, width = network.dim, config.bottleneck_size or max(1, round(network.dim / config.reduction_factor))
+    width = config.bottleneck_size or max(1, round(network.dim / config.reduction_factor))
     if width > 2**20:
         raise ConfigError(f"reduction_factor must give a bottleneck of at most {2**20}, but gives {width}")
     parts: dict[str, Part] = {}
     for name, module in network.named_modules():
         number = name.rpartition(".")[2]
-        if isinstance(module, Block) and (layers is None or (number.isdigit() and int(number) in layers)):
+        if layers is not None and not (number.isdigit() and int(number) in layers):
+            continue
+        if isinstance(module, Block):
             for half in halves:
                 if getattr(module, half) is not None:
-                    parts[f"{name}.{half}"] = Bottleneck(_start(dim, width, draw), config)
+                    parts[f"{name}.{half}"] = Bottleneck(_start(network.dim, width, network.dim, draw), config)
+        elif isinstance(module, Recurrent) and config.output_adapter:
+            read = module.cells.input_size if config.is_parallel else module.cells.hidden_size
+            parts[name] = Bottleneck(_start(read, width, module.cells.hidden_size, draw), config)
     if not parts:
         raise UsageError(
-            f"bottleneck adapters stand in the blocks of a transformer, but {network.config.model_type} has none"
-            + ("" if layers is None else f" among layers_to_transform={layers}")
+            "bottleneck adapters stand in the blocks of a transformer or behind recurrent layers, but "
+            f"{network.config.model_type} has none" + ("" if layers is None else f" among layers_to_transform={layers}")
         )
     return config, parts, {name: name for name in parts}
 
 
-def _start(dim: int, width: int, draw: Draw) -> dict[str, Tensor]:
+def _start(read: int, width: int, dim: int, draw: Draw) -> dict[str, Tensor]:
     return {
-        "adapter_down.weight": draw.uniform(dim**-0.5, width, dim),
+        "adapter_down.weight": draw.uniform(read**-0.5, width, read),
         "adapter_down.bias": draw.filled(0, width),
         "adapter_up.weight": draw.filled(0, dim, width),
         "adapter_up.bias": draw.filled(0, dim),

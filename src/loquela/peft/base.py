@@ -174,13 +174,13 @@ class Virtual(ABC):
     `tensors` are the parameters by their whole name on disk.
     """
 
-    kept: tuple[object, Cache] | None = None
-    """What they became, and of which values, for as long as nothing changes."""
     in_encoder: bool = False
     """Whether an encoder reads them before its text; else a decoder's cache starts with what they became."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = {name: nn.Parameter(value, requires_grad=False) for name, value in tensors.items()}
+        self.kept: dict[bool | None, tuple[object, Cache]] = {}
+        """What they became, and of which values, for as long as nothing changes; see `became`."""
 
     @property
     @abstractmethod
@@ -192,8 +192,11 @@ class Virtual(ABC):
         """Return what an encoder reads in place of embeddings (length, dim)."""
 
     @abstractmethod
-    def became(self, network: Network) -> Cache:
-        """Return a cache of one row that holds what they become in a decoder."""
+    def became(self, network: Network, long: bool | None = None) -> Cache:
+        """Return a cache of one row that holds what they become in a decoder.
+
+        `long` is for one that turns long texts otherwise: whether they stand before such a text.
+        """
 
 
 @dataclass

@@ -10,14 +10,16 @@ step costs 2·r·(in + out) operations a token beside the 2·in·out of W itself
 
     y = m / ‖W + s B A‖ ⊙ (W x + s · B A x) + bias
 
-For an embedding, A holds a column for each token: y = E[token] + s · B A[:, token].
+For an embedding, A holds a column for each token: y = E[token] + s · B A[:, token]. Recurrent layers are one kernel, so
+that s · B A is added to their matrices once for each text, not for each token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -29,16 +31,17 @@ from loquela.models.base import Network
 from loquela.peft.base import AdapterConfig, Part
 from loquela.peft.draw import Draw
 from loquela.peft.patterns import fits
+from loquela.peft.saved import in_place
 from loquela.peft.targets import chosen, stored_transposed, suffixes
 
-__all__ = ["CONFIG", "EmbeddingLoRA", "LoRA", "LoRAConfig", "make"]
+__all__ = ["CONFIG", "EmbeddingLoRA", "LoRA", "LoRAConfig", "RecurrentLoRA", "make"]
 
-_KINDS = (nn.Linear, nn.Embedding)
+_KINDS = (nn.Linear, nn.Embedding, nn.RNNBase)
 
 
 @dataclass
 class LoRAConfig(AdapterConfig):
-    """adapter_config.json of LoRA; without `target_modules`, queries and values (or the matrix that holds both)."""
+    """adapter_config.json of LoRA; without `target_modules`, queries and values, or recurrent cells."""
 
     method: ClassVar[str] = "lora"
     peft_type: ClassVar[str] = "LORA"
@@ -113,9 +116,13 @@ class LoRA(Part):
         """With DoRA, the length of each row (out,)."""
         return self.tensors.get("lora_magnitude_vector")
 
+    def __call__(self, layer: Any, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As any part; under autocast `x` is cast once, not for each of its products."""
+        return super().__call__(layer, base, _as_multiplied(x, x.dtype), *args, **kwargs)
+
     def after(self, layer: Any, base: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
         """`y + s · B A x`, and with DoRA the rows' lengths."""
-        x = x.to(self.a.dtype)
+        x = _as_multiplied(x, self.a.dtype)
         h = F.linear(F.dropout(x, self.dropout, training=layer.training and self.dropout > 0), self.a)  # (…, r)
         if self.magnitude is not None:
             return self._with_lengths(layer, h, y)
@@ -197,9 +204,38 @@ class EmbeddingLoRA(Part):
         return self.merged(layer, -weight)
 
 
+class RecurrentLoRA(Part):
+    """What LoRA adds to the matrices of recurrent layers; `tensors` are those of `LoRA` behind each matrix's name."""
+
+    def __init__(self, tensors: dict[str, Tensor], scaling: float) -> None:
+        super().__init__(tensors)
+        self.scaling = scaling
+
+    def __call__(self, layer: Any, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the layers with W + s B A in place of each matrix W."""
+        with in_place(layer, self.merged(layer, 1.0)):
+            return base(x, *args, **kwargs)
+
+    def merged(self, layer: Any, weight: float) -> dict[str, Tensor]:
+        """W + s B A of each matrix, or with DoRA its rows at their lengths."""
+        return {leaf: own.merged(one, weight)["weight"] for leaf, own, one in self._matrices(layer)}
+
+    def unmerged(self, layer: Any, weight: float) -> dict[str, Tensor]:
+        """W - s B A of each matrix; with DoRA the old lengths are lost."""
+        return {leaf: own.unmerged(one, weight)["weight"] for leaf, own, one in self._matrices(layer)}
+
+    def _matrices(self, layer: Any) -> Iterator[tuple[str, LoRA, SimpleNamespace]]:
+        """Yield each matrix's name, what is added to it, and the matrix as a layer of its own."""
+        for leaf in dict.fromkeys(name.partition(".")[0] for name in self.tensors):
+            own: dict[str, Tensor] = {
+                name.partition(".")[2]: t for name, t in self.tensors.items() if name.startswith(f"{leaf}.")
+            }
+            yield leaf, LoRA(own, self.scaling, 0.0), SimpleNamespace(weight=getattr(layer, leaf))
+
+
 def make(network: Network, config: LoRAConfig, draw: Draw) -> tuple[LoRAConfig, dict[str, Part], dict[str, str]]:
     """Return the config with its targets spelled out, a part for each, and their names on disk."""
-    picked = chosen(network, config, default=("q_proj", "v_proj", "qkv_proj"), kinds=_KINDS)
+    picked = chosen(network, config, default=("q_proj", "v_proj", "qkv_proj", "cells"), kinds=_KINDS)
     modules = dict(network.named_modules())
     parts: dict[str, Part] = {}
     for name, disk in picked.items():
@@ -210,16 +246,17 @@ def make(network: Network, config: LoRAConfig, draw: Draw) -> tuple[LoRAConfig, 
             if config.use_dora:
                 raise UsageError(f"use_dora must be false where an embedding is a target, but {disk} is one")
             parts[name] = EmbeddingLoRA(_embedding_start(layer, rank, config, draw), scaling)
+        elif isinstance(layer, nn.RNNBase):
+            parts[name] = RecurrentLoRA(_recurrent_start(layer, disk, rank, scaling, config, draw), scaling)
         else:
-            parts[name] = LoRA(_start(layer, rank, scaling, config, draw), scaling, config.lora_dropout)
+            parts[name] = LoRA(_start(layer.weight, rank, scaling, config, draw), scaling, config.lora_dropout)
     if not isinstance(config.target_modules, list) or config.layers_to_transform is None:
         config = replace(config, target_modules=suffixes(network, picked, _KINDS))
     return replace(config, fan_in_fan_out=stored_transposed(network, picked)), parts, picked
 
 
-def _start(layer: Any, rank: int, scaling: float, config: LoRAConfig, draw: Draw) -> dict[str, Tensor]:
-    assert isinstance(layer, nn.Linear)
-    width, out = layer.in_features, layer.out_features
+def _start(weight: Tensor, rank: int, scaling: float, config: LoRAConfig, draw: Draw) -> dict[str, Tensor]:
+    out, width = weight.shape
     gaussian, changed = config.init_lora_weights == "gaussian", config.init_lora_weights is False
     a = draw.normal(1 / rank, rank, width) if gaussian else draw.uniform(1 / math.sqrt(width), rank, width)
     b = draw.uniform(1 / math.sqrt(rank), out, rank) if changed else draw.filled(0, out, rank)
@@ -228,9 +265,26 @@ def _start(layer: Any, rank: int, scaling: float, config: LoRAConfig, draw: Draw
         tensors["lora_B.bias"] = draw.filled(0, out)
     if config.use_dora:
         tensors["lora_magnitude_vector"] = draw.made(
-            (out,), lambda: torch.linalg.vector_norm(layer.weight.to(draw.dtype) + scaling * (b @ a), dim=1)
+            (out,), lambda: torch.linalg.vector_norm(weight.to(draw.dtype) + scaling * (b @ a), dim=1)
         )
     return tensors
+
+
+def _recurrent_start(
+    layer: nn.RNNBase, disk: str, rank: int, scaling: float, config: LoRAConfig, draw: Draw
+) -> dict[str, Tensor]:
+    for wrong in ("lora_dropout", "lora_bias"):
+        if getattr(config, wrong):
+            raise UsageError(
+                f"{wrong} must be off where recurrent layers are a target, but {disk} is one: LoRA is added to their "
+                "matrices, not to what these give"
+            )
+    return {
+        f"{leaf}.{name}": tensor
+        for leaf, weight in layer.named_parameters()
+        if weight.dim() == 2
+        for name, tensor in _start(weight, rank, scaling, config, draw).items()
+    }
 
 
 def _embedding_start(layer: nn.Embedding, rank: int, config: LoRAConfig, draw: Draw) -> dict[str, Tensor]:
@@ -239,6 +293,12 @@ def _embedding_start(layer: nn.Embedding, rank: int, config: LoRAConfig, draw: D
         "lora_embedding_A": draw.normal(1, rank, tokens) if changed else draw.filled(0, rank, tokens),
         "lora_embedding_B": draw.normal(1, layer.embedding_dim, rank),
     }
+
+
+def _as_multiplied(x: Tensor, plain: torch.dtype) -> Tensor:
+    """Return `x` in the type that autocast would give it for a product, or in `plain` where there is no autocast."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else plain)
 
 
 def _by_name(pattern: dict[str, int], disk: str, default: float) -> float:

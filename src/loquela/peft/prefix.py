@@ -58,7 +58,7 @@ class Prefix(Virtual):
         """Refused: an encoder reads no keys."""
         raise UsageError("prefix tuning reaches decoders only")
 
-    def became(self, network: Network) -> Cache:
+    def became(self, network: Network, long: bool | None = None) -> Cache:
         """Cut the vectors into a key and a value for each layer and head."""
         dtype = next(network.get_submodule("decoder").parameters()).dtype  # an embedding may lie in fewer bits
         wide = self.tensors[KEY].to(dtype).view(self.length, self.layers * 2, self.heads, -1)

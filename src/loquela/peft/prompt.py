@@ -81,10 +81,12 @@ class SoftPrompt(Virtual):
     def vectors(self) -> Tensor:  # noqa: D102
         return self.tensors[KEY][: self._length]  # PEFT keeps as many again for a decoder, and does not use them
 
-    def became(self, network: Network) -> Cache:
+    def became(self, network: Network, long: bool | None = None) -> Cache:
         """Read the vectors as a text of their own."""
         wardrobe: Any = network.wardrobe
-        cache = network.new_cache()
+        cache: Any = network.new_cache()
+        if long is not None:
+            cache.always = long
         vectors = self.vectors()[None]
         ids = torch.zeros(1, self.length, dtype=torch.long, device=vectors.device)
         worn = wardrobe.worn
@@ -95,7 +97,7 @@ class SoftPrompt(Virtual):
                 network.hidden(ids, cache=cache)
             finally:
                 wardrobe.worn = worn
-        return cache
+        return cache  # type: ignore[no-any-return]
 
 
 def make(

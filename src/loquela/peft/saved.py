@@ -15,7 +15,7 @@ from loquela.peft.base import Adapter, Part
 from loquela.peft.draw import Draw
 from loquela.peft.targets import named
 
-__all__ = ["Leaf", "Replaced", "add_saved", "replaced"]
+__all__ = ["Leaf", "Replaced", "add_saved", "in_place", "replaced"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Replaced(Part):
 
     def __call__(self, layer: Any, base: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the layer with these tensors in place of its own."""
-        with self._in_place(layer):
+        with in_place(layer, {leaf: value.to(getattr(layer, leaf).dtype) for leaf, value in self.values()}):
             return base(x, *args, **kwargs)
 
     def after(self, layer: Any, base: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -63,23 +63,25 @@ class Replaced(Part):
     def merged(self, layer: Any, weight: float) -> dict[str, Tensor]:
         """The base's values moved towards these."""
         old = {leaf: getattr(layer, leaf).detach() for leaf, _ in self.leaves.values()}
-        return {leaf: old[leaf] + weight * (value.to(old[leaf].dtype) - old[leaf]) for leaf, value in self._values()}
+        return {leaf: old[leaf] + weight * (value.to(old[leaf].dtype) - old[leaf]) for leaf, value in self.values()}
 
-    def _values(self) -> Iterator[tuple[str, Tensor]]:
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the layer's own name of each tensor and the value that stands in for it, of the layer's shape."""
         for name, (leaf, transposed) in self.leaves.items():
             yield leaf, self.tensors[name].t() if transposed else self.tensors[name]
 
-    @contextmanager
-    def _in_place(self, layer: Any) -> Iterator[None]:
-        own = {leaf: layer._parameters[leaf] for leaf, _ in self.leaves.values()}
-        try:
-            for leaf, value in self._values():
-                layer._parameters[leaf] = value.to(own[leaf].dtype)
-            _refresh(layer)
-            yield
-        finally:
-            layer._parameters.update(own)
-            _refresh(layer)
+
+@contextmanager
+def in_place(layer: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a layer compute with `values` in place of its own tensors of those names; gradients flow through them."""
+    own = {leaf: layer._parameters[leaf] for leaf in values}
+    try:
+        layer._parameters.update(values)
+        _refresh(layer)
+        yield
+    finally:
+        layer._parameters.update(own)
+        _refresh(layer)
 
 
 def _refresh(layer: Any) -> None:

@@ -1,8 +1,8 @@
 """Selective tuning: some tensors of the base are tuned, the rest stays; the adapter is those tensors, whole.
 
 `tune` names kinds: `biases` is BitFit (Ben Zaken et al., 2021, arXiv:2106.10199); others are embeddings, attention,
-feedforward, norms, head. `target_modules` chooses by name on disk, `layers_to_transform` by the number of a layer (from
-the end where it is negative). A tensor that is tied stays tied.
+feedforward, recurrent, norms, head. `target_modules` chooses by name on disk, `layers_to_transform` by the number of a
+layer (from the end where it is negative). A tensor that is tied stays tied.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ KINDS: dict[str, Callable[[Network, str, Any], bool]] = {
         _inside("attention")(network, name, module) or _inside("cross")(network, name, module)
     ),
     "feedforward": _inside("feedforward"),
+    "recurrent": lambda network, name, module: isinstance(module, nn.RNNBase),
     "norms": lambda network, name, module: "Norm" in type(module).__name__,
     "head": lambda network, name, module: name.startswith(HEADS),
     "biases": lambda network, name, module: False,  # a matter of the tensor, not of its layer
@@ -88,7 +89,7 @@ def make(
 
 
 def _is_chosen(network: Network, leaf: Leaf, config: SelectiveConfig) -> bool:
-    if config.layers_to_transform is not None and not _in_layers(network, leaf.module, config.layers_to_transform):
+    if config.layers_to_transform is not None and not _in_layers(network, leaf, config.layers_to_transform):
         return False
     if not config.tune and not config.target_modules:
         return True
@@ -102,12 +103,15 @@ def _is_chosen(network: Network, leaf: Leaf, config: SelectiveConfig) -> bool:
     return any(KINDS[kind](network, leaf.module, layer) for kind in kinds)
 
 
-def _in_layers(network: Network, module: str, wanted: list[int] | int) -> bool:
-    match = re.search(r"\blayers\.(\d+)\b", module)
-    if match is None:
+def _in_layers(network: Network, leaf: Leaf, wanted: list[int] | int) -> bool:
+    layer = network.get_submodule(leaf.module)
+    if match := re.search(r"\blayers\.(\d+)\b", leaf.module):
+        stack = network.get_submodule(leaf.module[: match.start()] + "layers")
+        count = len(stack) if isinstance(stack, nn.ModuleList) else 0
+    elif isinstance(layer, nn.RNNBase) and (match := re.search(r"_l(\d+)$", leaf.leaf)):
+        count = layer.num_layers
+    else:
         return False
-    stack = network.get_submodule(module[: match.start()] + "layers")
-    count = len(stack) if isinstance(stack, nn.ModuleList) else 0
     layers = [wanted] if isinstance(wanted, int) else wanted
     return int(match[1]) in [layer + count if layer < 0 else layer for layer in layers]
 

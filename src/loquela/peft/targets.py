@@ -56,8 +56,8 @@ def chosen(
     """Return the layers that `config` chooses: names in code → names on disk.
 
     `target_modules` is a list (whole names, or ends of them after a dot), a regular expression for the whole name, or
-    "all-linear": every matrix but the head and a mixture's router and experts. Without it, those whose names in code
-    end like one of `default`. Raises `UsageError` when no layer is chosen.
+    "all-linear": every matrix, recurrent ones too, but the head and a mixture's router and experts. Without it, those
+    whose names in code end like one of `default`. Raises `UsageError` when no layer is chosen.
     """
     modules, names = dict(network.named_modules()), disk_names(network)
     fit = {name: disk for name, disk in names.items() if isinstance(modules[name], kinds)}
@@ -71,7 +71,7 @@ def chosen(
         found = [
             name
             for name in fit
-            if isinstance(modules[name], nn.Linear)
+            if isinstance(modules[name], nn.Linear | nn.RNNBase)
             and not f"{name}.".startswith(tuple(f"{part}." for part in inside))
             and not (name in HEADS or name.rpartition(".")[0] in HEADS[2:])
         ]

@@ -13,9 +13,10 @@ from loquela.errors import UsageError
 from loquela.layers.cache import Cache, CrossCache, KeyValueCache
 from loquela.layers.recurrent import StateCache
 from loquela.models.base import Network
+from loquela.models.phi3 import ReplayCache
 from loquela.peft.base import Virtual
 
-__all__ = ["Soft", "started"]
+__all__ = ["Soft", "goes_on", "started"]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,15 @@ class _OnePass(KeyValueCache):
 
 def started(cache: Cache, network: Network, soft: Soft, *, one_pass: bool) -> None:
     """Fill an empty `cache` with what the virtual positions of each row became."""
-    if type(cache) not in (Cache, CrossCache, StateCache):
+    if type(cache) not in (Cache, CrossCache, StateCache, ReplayCache):
         raise UsageError(
-            f"the cache of this {network.config.model_type} computes its text anew when that grows long, and cannot do "
-            "so for virtual positions: tune it by another method"
+            f"virtual positions must stand in a cache that loquela knows, but {network.config.model_type} makes a "
+            f"{type(cache).__name__}: tune it by another method"
         )
+    if isinstance(cache, ReplayCache):
+        cache.virtual = soft.length
+        _fill_as_long(cache, network, soft, torch.zeros(1, dtype=torch.bool), one_pass=one_pass)
+        return
     filled = {id(part): _filled(part, network) for part in soft.each if part is not None}
     each = [None if part is None else filled[id(part)] for part in soft.each]
     cache.virtual = soft.length
@@ -92,6 +97,31 @@ def started(cache: Cache, network: Network, soft: Soft, *, one_pass: bool) -> No
         )
         cache.advance(state, soft.length)
         return
+    _fill(cache, each, soft, one_pass=one_pass)
+
+
+def goes_on(cache: Cache, network: Network, soft: Soft, *, one_pass: bool) -> None:
+    """Have a cache that may compute its text anew do so behind these virtual positions."""
+    if isinstance(cache, ReplayCache):
+
+        def refill(cache: ReplayCache, long: Tensor) -> None:
+            _fill_as_long(cache, network, soft, long, one_pass=one_pass)
+
+        cache.refill = refill
+
+
+def _fill_as_long(cache: ReplayCache, network: Network, soft: Soft, long: Tensor, *, one_pass: bool) -> None:
+    """Fill with what the virtual positions of each row became, where texts are `long` (rows or 1,) and where not."""
+    rows = soft.rows if len(soft.each) > 1 or len(long) > 1 else 1
+    each = [*soft.each] if len(soft.each) == rows else [*soft.each] * rows
+    turns = long.expand(rows).tolist()
+    filled = {(id(part), turn): _filled(part, network, turn) for part, turn in zip(each, turns, strict=True) if part}
+    found = [None if part is None else filled[id(part), turn] for part, turn in zip(each, turns, strict=True)]
+    _fill(cache, found, soft, one_pass=one_pass)
+    cache.long = long
+
+
+def _fill(cache: Cache, each: Sequence[Cache | None], soft: Soft, *, one_pass: bool) -> None:
     if one_pass:
         cache.layers = [_OnePass() for _ in cache.layers]
     for index, layer in enumerate(cache.layers):
@@ -106,16 +136,19 @@ def _rows(each: list[Tensor | None], soft: Soft) -> Tensor:
     return torch.stack(padded).transpose(1, 2).expand(soft.rows, -1, -1, -1)
 
 
-def _filled(part: Virtual, network: Network) -> Cache:
-    """Return a cache of one row with what a soft prompt became; kept until it or the base changes."""
+def _filled(part: Virtual, network: Network, long: bool | None = None) -> Cache:
+    """Return a cache of one row with what a soft prompt became; kept until it or the base changes.
+
+    `long` says how texts are turned, where that depends on their length.
+    """
     wardrobe: Any = network.wardrobe
     own = next(adapter for adapter in wardrobe.adapters.values() if adapter.virtual is part)
     tensors = [*network.parameters(), *(tensor for _, tensor in own.tensors())]
     if network.training or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        part.kept = None  # an update may follow, and a fused one does not say so in a version
-        return part.became(network)
+        part.kept.clear()  # an update may follow, and a fused one does not say so in a version
+        return part.became(network, long)
     key = sum(t._version for t in tensors), tensors[0].dtype, tensors[0].device
-    if part.kept is None or part.kept[0] != key:
+    if long not in part.kept or part.kept[long][0] != key:
         with torch.no_grad():
-            part.kept = key, part.became(network)
-    return part.kept[1]
+            part.kept[long] = key, part.became(network, long)
+    return part.kept[long][1]

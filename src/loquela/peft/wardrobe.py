@@ -151,8 +151,8 @@ def undress(layer: nn.Module) -> None:
 
 def wardrobe_of(network: Network) -> Wardrobe | None:
     """Return the wardrobe of a network; None for one that never had an adapter."""
-    wardrobe: Wardrobe | None = getattr(network, "wardrobe", None)
-    return wardrobe
+    wardrobe: Wardrobe | None = vars(network).get("wardrobe")  # a module looks long for what it does not have
+    return getattr(network, "wardrobe", None) if wardrobe is None and hasattr(type(network), "wardrobe") else wardrobe
 
 
 def worn_by(names: str | Sequence[str | None], wardrobe: Wardrobe, device: torch.device) -> Worn | None:

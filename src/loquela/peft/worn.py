@@ -19,7 +19,7 @@ from loquela.layers.cache import Cache
 from loquela.layers.heads import first_real
 from loquela.models.base import Network
 from loquela.peft.base import Virtual
-from loquela.peft.virtual import Soft, started
+from loquela.peft.virtual import Soft, goes_on, started
 from loquela.peft.wardrobe import Inserted, Wardrobe, Worn
 
 __all__ = ["DressedNetwork"]
@@ -130,6 +130,7 @@ class DressedNetwork:
         alone = cache is None
         if cache is None:
             cache = network.new_cache()
+        goes_on(cache, network, soft, one_pass=alone)
         if cache.length == 0:
             started(cache, network, soft, one_pass=alone)
         if cache.virtual != soft.length:
