@@ -190,6 +190,8 @@ def test_pairs_are_fields_of_rows(tmp_path: Path) -> None:
     table = tmp_path / "rows.tsv"
     table.write_text("source\ttarget\na\tA\nb\tB\n")
     assert list(read_pairs("source", "target", str(table))) == [("a", "A"), ("b", "B")]
+    table.write_text(table.read_text().replace("source", "en").replace("target", "xx"))
+    assert list(read_pairs("en", "xx", str(table))) == [("a", "A"), ("b", "B")], "a header of any names"
 
 
 def test_all_pairs_of_one_source_are_on_one_side_of_the_split() -> None:

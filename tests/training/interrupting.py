@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from tally import Tally
 
-import loquela
+__all__ = ["RECIPE", "Tally", "Trainer", "decided", "write_recipe"]
 
 RECIPE = """
 model:
@@ -102,42 +99,3 @@ def decided(output: Path) -> dict[str, bytes]:
     names = """model.safetensors config.json tokenizer.json loss.csv data/train.bin data/val.bin
         checkpoint-60/model.safetensors checkpoint-60/optimizer.safetensors""".split()
     return {name: (output / name).read_bytes() for name in names}
-
-
-class Tally:
-    """The counts of a soak, in parts: $LOQUELA_SOAK keeps them between calls, $LOQUELA_SOAK_MINUTES ends a call early.
-
-    They hold for one state of the code: where the package has changed since, all begins anew. A call that ends before
-    the count is full is skipped, not passed.
-    """
-
-    def __init__(self, name: str, spare: Path) -> None:
-        self.place = Path(os.environ.get("LOQUELA_SOAK", spare)) / name
-        digest = hashlib.sha256()
-        for file in sorted(Path(loquela.__file__).parent.rglob("*.py")):
-            digest.update(file.read_bytes())
-        fresh = {"code": digest.hexdigest(), "seconds": 0.0}
-        file = self.place / "counts.json"
-        self.counts = json.loads(file.read_text()) if file.exists() else fresh
-        if self.counts["code"] != fresh["code"]:
-            shutil.rmtree(self.place)
-            self.counts = fresh
-        self.place.mkdir(parents=True, exist_ok=True)
-        self._began = self._last = time.monotonic()
-        self._most = 60 * float(os.environ.get("LOQUELA_SOAK_MINUTES", "inf"))
-
-    def __getitem__(self, name: str) -> int:
-        return int(self.counts.get(name, 0))
-
-    def add(self, **counts: int) -> None:
-        """Write down what has held; end the call when its minutes are over."""
-        now = time.monotonic()
-        self.counts["seconds"] += now - self._last
-        self._last = now
-        for name, count in counts.items():
-            self.counts[name] = self[name] + count
-        part = self.place / "counts.json.part"
-        part.write_text(json.dumps(self.counts))
-        part.replace(self.place / "counts.json")
-        if now - self._began > self._most:
-            pytest.skip(f"in parts: {self.counts}; the same command goes on from there")

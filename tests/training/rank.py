@@ -1,6 +1,7 @@
 """One of several processes that train together, as a launcher would start it: `python rank.py RECIPE.json …`.
 
 Each recipe is trained after the other. `signal_at` in a recipe makes rank 1, and it alone, get a SIGTERM in that step.
+After each, `captured N` says of how many operations torch's compiler has made graphs in it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ def signalled(step: int) -> None:
     loop.train_step = watched
 
 
+def captured() -> int:
+    """Operations that stand in graphs of torch's compiler by now."""
+    if "torch._dynamo" not in sys.modules:
+        return 0
+    counters = sys.modules["torch._dynamo.utils"].counters
+    return int(counters["stats"]["calls_captured"])
+
+
 def main() -> None:
     first_port = int(os.environ["MASTER_PORT"])
     for index, file in enumerate(sys.argv[1:]):
@@ -38,10 +47,12 @@ def main() -> None:
         recipe = json.loads(Path(file).read_text())
         if (step := recipe.pop("signal_at", None)) is not None and os.environ["RANK"] == "1":
             signalled(step)
+        before = captured()
         try:
             print(json.dumps(train(recipe).as_dict()), flush=True)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
+        print(f"captured {captured() - before}", flush=True)
 
 
 if __name__ == "__main__":

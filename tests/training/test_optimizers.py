@@ -61,6 +61,16 @@ def test_orthogonalise_gives_the_polar_factor(shape: tuple[int, int, int]) -> No
         assert (x - u @ v).norm() / (u @ v).norm() < most - 1
 
 
+@pytest.mark.parametrize("shape", [(2, 48, 48), (2, 48, 130), (2, 130, 48)])
+def test_orthogonalise_in_bfloat16_keeps_small_directions_in_bounds(shape: tuple[int, int, int]) -> None:
+    """Singular values over four orders of magnitude, as gradients have them: none grows beyond what float32 gives."""
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * torch.logspace(0, -4, shape[2])
+    exact, rough = orthogonalise(g, 4), orthogonalise(g, 4, torch.bfloat16)
+    assert rough.dtype == torch.float32
+    assert torch.linalg.svdvals(rough).max() < 1.6
+    assert (rough - exact).norm() / exact.norm() < 0.05
+
+
 def test_both_ways_to_iterate_agree() -> None:
     """A wide matrix iterates on its Gram matrix alone; rows of zeros below it change nothing but the way taken."""
     g = torch.randn(1, 8, 17, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -12,8 +12,10 @@ import torch
 import yaml
 from interrupting import RECIPE, write_recipe
 
+from loquela.checkpoint.parts import stored_tensors
 from loquela.checkpoint.store import load_model
 from loquela.data.batch import Batch
+from loquela.errors import DirectoryInUseError
 from loquela.training import precision
 from loquela.training import step as step_module
 from loquela.training.events import Event, Note, Stepped, Validated
@@ -243,6 +245,73 @@ def test_float16_scales_its_loss_and_computes_a_step_again_when_that_overflows(
     exact = train({**recipe, "dtype": "float32", "output_dir": str(tmp_path / "exact")})
     rough = read_rows(Path(recipe["output_dir"]) / "loss.csv")[-1]
     assert rough.val_loss == pytest.approx(exact.val_loss, rel=0.02)
+
+
+def test_what_is_to_be_said_of_a_text_is_said_once(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Though it is read twice, for its vocabulary and for its tokens."""
+    file = tmp_path / "windows.txt"
+    file.write_bytes(Path(recipe["data"]).read_bytes().replace(b"\n", b"\r\n"))
+    watcher = Watcher()
+    train({**recipe, "data": str(file), "max_steps": 1}, on_event=watcher)
+    assert sum("line ends of Windows" in note for note in watcher.notes) == 1
+
+
+def stored(output: str) -> set[torch.dtype]:
+    """The types of all that the last checkpoint holds of the weights and of the optimizer."""
+    last = max(Path(output).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    return {tensor.read().dtype for stem in ("model", "optimizer") for tensor in stored_tensors(last, stem).values()}
+
+
+def products(output: str) -> str:
+    """What the receipt says that products were computed in."""
+    made: str = json.loads((Path(output) / "receipt.json").read_text())["precision"]["products"]
+    return made
+
+
+def test_a_run_chooses_its_type_once_and_keeps_it_to_the_last_bit(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Interrupted, and gone on where `auto` would choose another: the type it began with, and the same bits."""
+    monkeypatch.setattr(precision, "is_fast", lambda dtype, device: True)
+    monkeypatch.setattr(precision, "WORTH_IT", 0)
+    watcher = Watcher()
+    train(recipe, on_event=watcher)
+    assert sum("products are computed in bfloat16" in note for note in watcher.notes) == 1
+    assert products(recipe["output_dir"]) == "bfloat16"
+    assert stored(recipe["output_dir"]) == {torch.float32}, "only products are rounded"
+    cut = {**recipe, "output_dir": str(tmp_path / "cut")}
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, on_event=Watcher(7))
+    monkeypatch.setattr(precision, "WORTH_IT", 1 << 60)
+    interrupted(cut, 23)
+    assert outcome(cut["output_dir"]) == outcome(recipe["output_dir"])
+    exact = {**recipe, "dtype": "float32", "output_dir": str(tmp_path / "exact")}
+    train(exact)
+    assert outcome(exact["output_dir"]) != outcome(recipe["output_dir"])
+    small = {**recipe, "output_dir": str(tmp_path / "small")}
+    train(small)
+    assert outcome(small["output_dir"]) == outcome(exact["output_dir"])
+
+
+def test_a_run_of_before_auto_was_the_default_goes_on_in_float32(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(precision, "is_fast", lambda dtype, device: True)
+    monkeypatch.setattr(precision, "WORTH_IT", 0)
+    exact = {**recipe, "dtype": "float32", "output_dir": str(tmp_path / "exact")}
+    train(exact)
+    with pytest.raises(KeyboardInterrupt):
+        train({**recipe, "dtype": "float32"}, on_event=Watcher(7))
+    file = Path(recipe["output_dir"]) / "recipe.yaml"
+    assert file.read_text().count("dtype: float32\n") == 1
+    file.write_text(file.read_text().replace("dtype: float32\n", ""))
+    watcher = Watcher()
+    train(recipe, on_event=watcher)
+    assert watcher.steps[0] == 8
+    assert outcome(recipe["output_dir"]) == outcome(exact["output_dir"])
+    assert products(recipe["output_dir"]) == "float32"
+    with pytest.raises(DirectoryInUseError, match="dtype: float32 → bfloat16"):
+        train({**recipe, "dtype": "bfloat16"})
 
 
 # -- layers

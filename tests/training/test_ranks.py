@@ -59,7 +59,9 @@ def two(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     changes: dict[str, dict[str, Any]] = {
         "ddp": {},
         "fsdp": {"parallel": "fsdp", "sample_steps": 3, "gradient_checkpointing": True},
-        "stopped": {"parallel": "fsdp", "signal_at": 3},
+        "half ddp": {"dtype": "bfloat16"},
+        "half fsdp": {"dtype": "bfloat16", "parallel": "fsdp"},
+        "stopped": {"parallel": "fsdp", "signal_at": 3},  # the last: its signal stays set
     }
     files = []
     for name, change in changes.items():
@@ -69,8 +71,8 @@ def two(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return directory
 
 
-def launch(world: int, recipes: list[Path]) -> None:
-    """Start the processes as torchrun does: a rank each, and where they meet."""
+def launch(world: int, recipes: list[Path]) -> list[str]:
+    """Start the processes as torchrun does: a rank each, and where they meet; return what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,6 +90,7 @@ def launch(world: int, recipes: list[Path]) -> None:
     ]
     outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
+    return outputs
 
 
 def curve(output: Path) -> list[Row]:
@@ -114,6 +117,20 @@ def test_two_processes_learn_what_one_learns(one: Path, two: Path, kind: str) ->
     result = json.loads((two / kind / "train_results.json").read_text())
     assert result["tokens"] == STEPS * 8 * 48
     assert json.loads((two / kind / "receipt.json").read_text())["processes"] == 2
+
+
+def test_two_processes_learn_in_bfloat16_what_one_learns(recipe: dict[str, Any], two: Path, tmp_path: Path) -> None:
+    """The same rows computed at once, so that each product is rounded alike; a machine slow at it takes float32."""
+    train({**recipe, "output_dir": str(tmp_path / "out"), "gradient_accumulation_steps": 4, "dtype": "bfloat16"})
+    for kind in ("half ddp", "half fsdp"):
+        for ours, alone in zip(curve(two / kind), curve(tmp_path / "out"), strict=True):
+            assert ours.train_loss == pytest.approx(alone.train_loss, rel=20 * TOLERANCE)
+            assert ours.tokens == alone.tokens
+    made = {
+        json.loads((place / "receipt.json").read_text())["precision"]["products"]
+        for place in (two / "half ddp", two / "half fsdp", tmp_path / "out")
+    }
+    assert len(made) == 1
 
 
 def test_a_signal_to_one_stops_all_at_the_same_boundary_and_one_process_goes_on(
@@ -170,13 +187,20 @@ def test_shares_stand_side_by_side_and_differ_by_one_at_most(count: int, world: 
 def test_compiled_layers_of_two_processes_learn_what_one_learns(
     recipe: dict[str, Any], one: Path, tmp_path: Path
 ) -> None:
-    """Both ways to share the work; takes a minute or two of compiling."""
+    """Both ways to share the work, and that each is compiled indeed: a block of the model has 39 operations.
+
+    Takes a minute or two of compiling.
+    """
     files = []
     for kind in ("ddp", "fsdp"):
         files.append(tmp_path / f"{kind}.json")
         changes = {"parallel": kind, "torch_compile": True, "output_dir": str(tmp_path / kind)}
         files[-1].write_text(json.dumps({**recipe, **changes}))
-    launch(2, files)
+    files.append(tmp_path / "plain.json")
+    files[-1].write_text(json.dumps({**recipe, "max_steps": 1, "output_dir": str(tmp_path / "plain")}))
+    for printed in launch(2, files):
+        ddp, fsdp, plain = (int(line.split()[1]) for line in printed.splitlines() if line.startswith("captured "))
+        assert (ddp >= 39, fsdp >= 39, plain) == (True, True, 0), printed
     for kind in ("ddp", "fsdp"):
         assert_same_curve(curve(tmp_path / kind), curve(one))
 

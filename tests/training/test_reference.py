@@ -96,7 +96,12 @@ def muon(p: Tensor, g: Tensor, m: Tensor, step: int, factor: float, recipe: Reci
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "muon"])
 @pytest.mark.parametrize("how", ["whole", "in parts", "sliced logits"])
 def test_the_curve_is_that_of_the_plain_loop(optim: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, to six digits: however the batch is cut, and however few logits may stand in memory."""
+    """In float64, however the batch is cut, and however few logits may stand in memory.
+
+    The weights agree to float64; the loss that is told is added up in float32, a part rounded and a sum rounded (2⁻²⁴
+    each), on any processor. Nothing else of an update may be rounded to float32: Muon once was, and its curve strayed
+    by 3.6e-7 on a processor whose products round in another order.
+    """
     recipe = Recipe.load(
         {"model": CONFIG, "data": "shakespeare", "output_dir": "out", "optim": optim, "weight_decay": 0.1,
          "learning_rate": 0.02, "max_grad_norm": 0.8}
@@ -124,7 +129,7 @@ def test_the_curve_is_that_of_the_plain_loop(optim: str, how: str, monkeypatch: 
         losses.append(report.loss)
     expected = plainly(recipe)
     assert max(expected) - min(expected) > 0.3, "it must learn something"
-    assert losses == pytest.approx(expected, rel=3e-7 if how == "in parts" else 1e-6)
+    assert losses == pytest.approx(expected, rel=2e-7)
 
 
 def test_the_loss_of_a_whole_run_is_what_it_was(tmp_path: Any) -> None:

@@ -81,6 +81,7 @@ def test_what_a_model_writes_cannot_break_out_of_the_page(tmp_path: Path) -> Non
         "recipe": {"model": {"model_type": evil}, "sample_prompt": evil},
         "data": {"files": [evil], "sha256": ["0"], "train_tokens": 1, "validation_tokens": 1, "tokenizer_sha256": "0"},
         "seeds": {"seed": 0},
+        "precision": {"products": evil, "weights": "float32"},
         "parameters": 1,
         "steps": 1,
         "tokens": 1,
@@ -108,6 +109,7 @@ def test_the_receipt_says_how_the_model_was_made(trained: Path, recipe: dict[str
         assert made["recipe"]["seed"] == made["seeds"]["seed"] == 11
         assert made["made_by"]["code_sha256"] == code_hash()
         assert made["steps"] == 8
+        assert made["precision"] == {"products": "float32", "weights": "float32"}
         energy = made["energy"]
         watts = energy["watts_per_process"]
         assert energy["kilowatt_hours"] == pytest.approx(made["seconds"] * watts / 3.6e6, rel=0.01)

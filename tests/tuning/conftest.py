@@ -49,6 +49,14 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GRU of two layers, with the same tokenizer."""
+    tokenizer = Tokenizer.train("bpe", TEXT, 320, special_tokens=("<|endoftext|>", "<s>"))
+    place = tmp_path_factory.mktemp("models") / "recurrent"
+    return save_tiny(place, "gru", tokenizer, vocab_size=tokenizer.vocab_size, hidden_size=32)
+
+
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT without a head, with a WordPiece tokenizer."""
     special = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")

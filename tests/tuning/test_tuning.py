@@ -15,7 +15,15 @@ import torch
 import loquela
 from loquela.checkpoint.store import load_model
 from loquela.checkpoint.tensors import read_tensors
-from loquela.errors import DataError, DirectoryInUseError, LoquelaError, MismatchError, RecipeError
+from loquela.errors import (
+    ContextWindowError,
+    DataError,
+    DirectoryInUseError,
+    LoquelaError,
+    MismatchError,
+    RecipeError,
+    UsageError,
+)
 from loquela.peft import wearing
 from loquela.training.events import Note, Stepped
 from loquela.tuning.recipe import METHODS, TuneRecipe
@@ -183,6 +191,17 @@ def test_a_directory_belongs_to_one_recipe_and_its_rows(decoder: Path, pairs: Pa
         run(decoder, pairs, tmp_path / "other")
 
 
+def test_a_command_that_failed_before_its_first_step_may_be_given_anew(
+    decoder: Path, rows: Write, tmp_path: Path
+) -> None:
+    data = rows([{"prompt": "cat " * (600 if n == 3 else 1), "completion": "red"} for n in range(20)])
+    with pytest.raises(ContextWindowError, match="--truncate"):
+        run(decoder, data, tmp_path / "out")
+    assert run(decoder, data, tmp_path / "out", too_long="truncate").steps == QUICK["max_steps"]
+    with pytest.raises(DirectoryInUseError, match="another recipe"):
+        run(decoder, data, tmp_path / "out", too_long="drop")
+
+
 def test_a_damaged_result_is_made_again(decoder: Path, pairs: Path, tmp_path: Path) -> None:
     first = run(decoder, pairs, tmp_path / "out", max_steps=2)
     weights = tmp_path / "out" / "adapter_model.safetensors"
@@ -246,7 +265,9 @@ def test_a_classifier_s_adapter_needs_an_encoder(decoder: Path, encoder: Path, t
     ("rows_given", "reason"),
     [
         ([{"prompt": "cat", "completion": ""}] * 2, "2 of 2 rows cannot be used"),
-        ([{"prompt": "cat", "completion": "red"}], "at least two rows"),
+        ([{"prompt": "cat", "completion": "red"}], "at least two rows.*add rows, or name others as --validation-data"),
+        ([{"text": "cat dog bird"}], "a plain text is one row: name another"),
+        ([{"prompt": "cat", "chosen": "red", "rejected": "red"}] * 4, "none is left; .*nothing to prefer"),
         ([{"text": "cat", "label": "a"}] * 4, "at least two labels"),
         ([{"text": f"cat {i}", "label": str(i)} for i in range(6)], "labels must come again"),
     ],
@@ -256,6 +277,69 @@ def test_rows_that_teach_nothing_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=reason):
         run(decoder, rows(rows_given), tmp_path / "out")
+
+
+def test_a_pair_of_one_answer_is_left_out_aloud(decoder: Path, rows: Write, tmp_path: Path) -> None:
+    pairs = [{"prompt": "cat", "chosen": "red", "rejected": "red" if n % 4 == 0 else "blue"} for n in range(40)]
+    told = Stopper(0)
+    out = {"model": str(decoder), "data": str(rows(pairs)), "output_dir": str(tmp_path / "out"), **QUICK}
+    tune(out | {"learning_rate": 0.01}, on_event=told)
+    assert sum("have one answer twice and nothing to prefer; they are left out" in note for note in told.notes) >= 1
+
+
+@pytest.mark.parametrize(("ending", "said"), [("", True), ("<s>", True), ("{{ eos_token }}", False)])
+def test_answers_that_do_not_end_are_said(decoder: Path, rows: Write, tmp_path: Path, ending: str, said: bool) -> None:
+    talk = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "red"}]
+    template = "{% for m in messages %}{{ m.content }}" + ending + "{% endfor %}"
+    told = Stopper(0)
+    out = {"model": str(decoder), "output_dir": str(tmp_path / "out"), "template": template, **QUICK, "max_steps": 1}
+    tune(out | {"data": str(rows([{"messages": talk}] * 8))}, on_event=told)
+    assert any("at which this model does not stop writing" in note for note in told.notes) == said
+
+
+def test_labels_outside_the_set_are_counted(encoder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "cat,good\ndog,bad\nbird,odd\none,queer\n" * 4)
+    with pytest.raises(DataError, match=r"8 of 16 rows have another label than good, bad \(row 3 has 'odd'; row 4"):
+        run(encoder, data, tmp_path / "out", labels=["good", "bad"])
+    told = Stopper(0)
+    out = {"model": str(encoder), "data": str(data), "output_dir": str(tmp_path / "out"), **QUICK, "max_steps": 1}
+    tune(out | {"labels": ["good", "bad"], "skip_bad_rows": True}, on_event=told)
+    assert any("8 of 16 rows have another label" in n and n.endswith("they are left out") for n in told.notes)
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter", "selective"])
+def test_a_recurrent_base_is_tuned_in_part(recurrent: Path, pairs: Path, tmp_path: Path, method: str) -> None:
+    result = run(recurrent, pairs, tmp_path / "out", method=method, learning_rate=RATES[method])
+    assert result.adapter is not None
+    assert result.trainable_parameters < result.parameters / 2
+    assert result.val_loss < 0.9 * result.metrics["before"]["loss"]
+    model = loquela.load(result.model, adapter=result.adapter)
+    assert not torch.equal(model.logits([5, 6, 7]), loquela.load(recurrent).logits([5, 6, 7]))
+
+
+def test_preferences_need_a_model_that_writes_on(
+    encoder: Path, encoder_decoder: Path, rows: Write, tmp_path: Path
+) -> None:
+    data = rows([{"prompt": "cat", "chosen": "red", "rejected": "blue"}] * 8)
+    for model in (encoder, encoder_decoder):
+        with pytest.raises(UsageError, match="preferences need a model that writes from left to right"):
+            run(model, data, tmp_path / "out")
+
+
+def test_one_held_out_row_proves_nothing(decoder: Path, rows: Write, tmp_path: Path) -> None:
+    for count, good in ((8, False), (24, True)):
+        notes = Stopper(0)
+        recipe = {"model": str(decoder), "data": str(rows([{"prompt": "cat", "completion": "red"}] * count)), **QUICK}
+        out = {"output_dir": str(tmp_path / f"{count}"), "probe_tokens": 200, "learning_rate": 0.02}
+        result = tune(recipe | out, on_event=notes)
+        assert result.verdict["gain"] > 1
+        assert result.verdict["better"] is good
+        assert any("held out: the verdict will be a rough one" in note for note in notes.notes)
+    assert (
+        "Not known to be better"
+        in json.loads((tmp_path / "8" / "tune_results.json").read_text())["verdict"]["sentence"]
+    )
 
 
 def test_recipes_are_checked_to_the_last_key(pairs: Path) -> None:

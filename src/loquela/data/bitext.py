@@ -84,7 +84,7 @@ def _lines_of(path: Path, encoding: str, notes: list[str]) -> Iterator[str]:
 def _rows(path: str, source: str, target: str, encoding: str, notes: list[str]) -> Iterator[TextPair]:
     bad: list[str] = []
     count = 0
-    for row in read_rows(path, encoding=encoding, notes=notes):
+    for row in read_rows(path, encoding=encoding, header=source, notes=notes):
         if isinstance(row, BadRow):
             bad.append(f"row {row.number} {row.reason}")
             continue

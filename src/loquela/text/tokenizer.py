@@ -109,9 +109,14 @@ class Tokenizer:
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """Return the token ids of each text; uses all cores."""
-        with library_errors("text must be whole Unicode characters"):
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        """Return the token ids of each text; uses all cores. Raises `TokenizerError` for what is no Unicode text."""
+        with library_errors("text cannot be cut into tokens"):
+            try:
+                encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            except TypeError:
+                for text in texts:
+                    _check_characters(text)
+                raise
         return [encoding.ids for encoding in encodings]
 
     def encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
@@ -229,3 +234,14 @@ class Tokenizer:
     def _role(self, role: str) -> int | None:
         name = self.roles.get(role)
         return None if name is None else self.id_of(name)
+
+
+def _check_characters(text: str) -> None:
+    """Raise `TokenizerError` for half a character, which a Python string may hold and no UTF-8 text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"text must be whole Unicode characters, but character {error.start} is {text[error.start]!a}, half of one "
+            "or a byte that is no UTF-8: encode the text as UTF-8"
+        ) from None

@@ -15,6 +15,7 @@ from loquela.checkpoint.files import finish_install, read_json, verify
 from loquela.data.readers import file_hash
 from loquela.errors import CheckpointError, DirectoryInUseError, LoquelaError, StorageError
 from loquela.training.recipe import Recipe
+from loquela.training.recipe_file import read
 
 __all__ = ["checkpoints", "claim", "finished_result", "locked", "newest", "remove", "remove_old", "write_file"]
 
@@ -59,8 +60,10 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def claim(directory: Path, recipe: Recipe) -> None:
+def claim(directory: Path, recipe: Recipe) -> Recipe:
     """Make the locked directory that of this recipe and this text, or find that it is so already.
+
+    Returns the recipe to go on by: where it leaves the `dtype` to the run, with the one that the run began with.
 
     Raises `DirectoryInUseError` when it holds another run, or files that are no run's.
     """
@@ -77,10 +80,13 @@ def claim(directory: Path, recipe: Recipe) -> None:
         source.parent.mkdir(exist_ok=True)
         write_file(source, digest + "\n")
         write_file(file, recipe.to_yaml())
-        return
+        return recipe
     _sweep(directory)
     try:
-        differences = Recipe.load(file).differences(recipe)
+        begun = Recipe.load({"dtype": "float32"} | read(file))
+        if recipe.dtype == "auto":
+            recipe = recipe.model_copy(update={"dtype": begun.dtype})
+        differences = begun.differences(recipe)
     except LoquelaError as error:
         raise DirectoryInUseError(
             f"output_dir {directory} holds a run that cannot be read: {error}; {_WAY_OUT}"
@@ -93,6 +99,7 @@ def claim(directory: Path, recipe: Recipe) -> None:
         raise DirectoryInUseError(
             f"output_dir {directory} holds a run on another text: {recipe.data} has changed since; {_WAY_OUT}"
         )
+    return recipe
 
 
 def checkpoints(directory: Path) -> list[Path]:

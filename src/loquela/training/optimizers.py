@@ -61,6 +61,12 @@ class Optimizers:
         for part in self.parts:
             part.update(step, factor)
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Let Muon make its updates orthogonal in `dtype`, if that is bfloat16; all that is kept stays as it is."""
+        for part in self.parts:
+            if isinstance(part, Muon):
+                part.dtype = torch.bfloat16 if dtype == torch.bfloat16 else None
+
     def state(self) -> dict[str, Tensor]:
         """Return the state of all parts."""
         return {name: tensor for part in self.parts for name, tensor in part.state().items()}
@@ -200,6 +206,8 @@ class Muon:
         self.parameters = {matrix.whole_name: matrix.parameter for matrix in matrices}
         self.means = {name: torch.zeros_like(local(p)) for name, p in self.parameters.items()}
         self.groups = list(_alike(matrices))
+        self.dtype: torch.dtype | None = None
+        """What the products of `orthogonalise` are computed in; None: in the type of the weights."""
 
     @torch.no_grad()
     def update(self, step: int, factor: float) -> None:
@@ -216,7 +224,7 @@ class Muon:
             names = {m.whole_name: m.parameter for m in matrices}
             gathered = {name: whole(alike(ahead[name], parameter)) for name, parameter in names.items()}
             stacked = torch.stack([gathered[m.whole_name][m.first : m.last] for m in matrices])
-            update = orthogonalise(stacked, s.ns_steps)
+            update = orthogonalise(stacked, s.ns_steps, self.dtype)
             size = -rate * math.sqrt(max(1.0, update.shape[1] / update.shape[2]))
             for matrix, direction in zip(matrices, update, strict=True):
                 weight, direction = matrix.on_this_rank(direction)
@@ -258,22 +266,24 @@ _POLAR_EXPRESS = (
 )
 
 
-def orthogonalise(g: Tensor, iterations: int) -> Tensor:
+def orthogonalise(g: Tensor, iterations: int, dtype: torch.dtype | None = None) -> Tensor:
     """Return the nearest orthogonal matrix (U Vᵀ of the SVD), roughly, of each in a batch `g` (n, rows, columns).
 
     Iterates x ← (a + b·G + c·G²) x with the Gram matrix G = x xᵀ of the shorter side. Where x is at least twice as
     wide as high, the iteration runs on G alone (G and the polynomials commute) and x is multiplied once at the end.
+    Not so where `dtype`, by default that of `g`, is bfloat16: its rounding drowns the small eigenvalues of G.
     """
     tall = g.shape[1] > g.shape[2]
     x = g.mT if tall else g  # (n, short, long)
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) * 1.02 + 1e-7)
+    size: Tensor = torch.linalg.matrix_norm(x, keepdim=True)
+    x = (x / (size * 1.02 + 1e-7)).to(dtype or g.dtype)
     coefficients = _POLAR_EXPRESS[:iterations]
     gram = x @ x.mT
-    if x.shape[2] < 2 * x.shape[1]:
+    if x.shape[2] < 2 * x.shape[1] or x.dtype == torch.bfloat16:
         for i, (a, b, c) in enumerate(coefficients):
             gram = x @ x.mT if i else gram
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x.mT if tall else x
+        return (x.mT if tall else x).to(g.dtype)
     product: Tensor | None = None
     for i, (a, b, c) in enumerate(coefficients):
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

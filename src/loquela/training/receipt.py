@@ -59,6 +59,7 @@ def receipt(run: Run) -> dict[str, Any]:
             "tokenizer_sha256": run.tokenizer.fingerprint,
         },
         "seeds": {"seed": recipe.seed},
+        "precision": {"products": str(run.dtype).removeprefix("torch."), "weights": "float32"},
         "parameters": run.network.parameter_count(),
         "steps": state.step,
         "tokens": state.tokens,

@@ -93,7 +93,9 @@ def _body(
         ]
     )
     yield "<h2>Environment and hashes</h2>"
-    yield _table([*environment.items(), ("seed", receipt["seeds"]["seed"]), ("code SHA-256", made["code_sha256"])])
+    products = ("products in", receipt["precision"]["products"])
+    seed, code = ("seed", receipt["seeds"]["seed"]), ("code SHA-256", made["code_sha256"])
+    yield _table([*environment.items(), products, seed, code])
 
 
 def _key_figures(result: Mapping[str, Any], receipt: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

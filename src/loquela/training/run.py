@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,13 +24,14 @@ from loquela.training.interruption import Interruption
 from loquela.training.layerwise import compile_layers, recompute_layers
 from loquela.training.loop import Run
 from loquela.training.materials import check, material, vocabulary
+from loquela.training.memory import keep_freed_memory
 from loquela.training.optimizers import build
 from loquela.training.precision import device_of, dtype_of
 from loquela.training.ranks import Ranks, joined, local
 from loquela.training.receipt import receipt_bytes
 from loquela.training.recipe import Recipe
 from loquela.training.reporting import reporter
-from loquela.training.state import Held, resume
+from loquela.training.state import Held, State, resume
 
 __all__ = ["TrainResult", "fresh", "train"]
 
@@ -49,7 +48,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener
     recipe.sources  # noqa: B018  # before anything is made for it
     with Interruption(launched="TORCHELASTIC_RUN_ID" in os.environ) as interruption, ExitStack() as stack:
         ranks = stack.enter_context(joined(recipe.parallel, lambda rank: device_of(recipe.device, rank)))
-        return _train(recipe, ranks, interruption, stack, on_event if ranks.main else lambda event: None)
+        return _train(recipe, ranks, interruption, stack, _once(on_event) if ranks.main else lambda event: None)
 
 
 def _train(
@@ -59,18 +58,18 @@ def _train(
     with ranks.together():
         if ranks.main:
             stack.enter_context(locked(directory))
-            claim(directory, recipe)
+            recipe = claim(directory, recipe)
+    recipe = recipe.model_copy(update={"dtype": ranks.text(recipe.dtype)})
     if recipe.resume_from_checkpoint is True and (result := ranks.main_first(lambda: finished(directory, on_event))):
         return result
-    _keep_freed_memory()
+    keep_freed_memory()
     loaded = load_model(recipe.model) if isinstance(recipe.model, str) else None
     given = None if loaded is None else loaded.tokenizer
     tokenizer = ranks.main_first(lambda: vocabulary(recipe, directory, given, on_event))
     network = fresh(recipe, tokenizer) if loaded is None else loaded.network
     check(recipe, network, tokenizer)
     prepared = ranks.main_first(lambda: material(recipe, network, tokenizer, directory, on_event))
-    dtype, note = dtype_of(recipe.dtype, ranks.device)
-    notes = [] if note is None else [note]
+    notes: list[str] = []
     which = recipe.resume_from_checkpoint
     if isinstance(network, Counting):
         if ranks.world > 1:
@@ -79,7 +78,9 @@ def _train(
         which = False  # to count again is as good
     held = _hold(recipe, network, ranks)
     state, said = resume(directory, which, held, ranks)
-    for text in (*notes, *said):
+    dtype, note = _products(recipe, network, state, ranks)
+    held.optimizer.compute_in(dtype)
+    for text in (*notes, *said, *note):
         on_event(Note(text))
     if ranks.world != state.world:
         rows = recipe.batch_size * state.world
@@ -107,6 +108,21 @@ def _train(
         return finish(run)
 
 
+def _products(recipe: Recipe, network: Network, state: State, ranks: Ranks) -> tuple[torch.dtype, list[str]]:
+    """Return what products are computed in, the same on all ranks, and what is to be said of it; keep it in `state`."""
+    if isinstance(network, Counting):
+        return torch.float32, []
+    began = state.dtype
+    if began is None and state.step:  # of before a state said so, when auto meant bfloat16 whatever the size
+        began = "bfloat16"
+    tokens = recipe.per_device_train_batch_size * recipe.block_size
+    dtype, note = dtype_of(recipe.dtype, ranks.device, tokens=tokens, dim=network.dim, began=began)
+    if ranks.any(dtype == torch.float32) and dtype != torch.float32:
+        dtype, note = torch.float32, "products are computed in float32: another process is slow at less"
+    state.dtype = state.dtype or str(dtype).removeprefix("torch.")
+    return dtype, [] if note is None else [note]
+
+
 def _hold(recipe: Recipe, network: Network, ranks: Ranks) -> Held:
     """Put the network on its device and among the ranks; make what is trained along with it."""
     network.to(ranks.device)
@@ -118,6 +134,19 @@ def _hold(recipe: Recipe, network: Network, ranks: Ranks) -> Held:
     parameters = {name: local(parameter) for name, parameter in network.named_parameters()}
     average = None if recipe.ema_decay is None else Average(parameters, recipe.ema_decay)
     return Held(network, build(network, recipe), average)
+
+
+def _once(listener: Listener) -> Listener:
+    """Say nothing twice: a text is read for its vocabulary and then for its tokens."""
+    said: set[Event] = set()
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, Note) or event not in said:
+            listener(event)
+        if isinstance(event, Note):
+            said.add(event)
+
+    return tell
 
 
 def _both(first: Listener, second: Listener) -> Listener:
@@ -147,15 +176,3 @@ def fresh(recipe: Recipe, tokenizer: Tokenizer) -> Network:
             raise RecipeError(f"init neighbours must have an encoder, but {config.model_type} is a {network.kind}")
         network.look_at_neighbours()
     return network
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks instead of handing them back to the kernel after every use.
-
-    A step allocates and frees the same few megabytes hundreds of times; each time the kernel would clear new pages.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-        library.mallopt(mmap_threshold, 32 << 20)
-        library.mallopt(trim_threshold, 1 << 30)
-        library.mallopt(top_pad, 64 << 20)

@@ -65,6 +65,8 @@ class State:
     leaps: int = 0
     """Updates in a row that were left out because the loss leapt."""
     rewinds: int = 0
+    dtype: str | None = None
+    """What products are computed in since the run began; checkpoints of before this was kept do not say."""
     scale: LossScale = field(default_factory=LossScale)
     samples: list[dict[str, Any]] = field(default_factory=list)
     """What the model wrote: `step`, `prompt`, `text`; the newest last."""

@@ -200,7 +200,10 @@ class Verdict:
 
 
 def judge(prepared: Prepared, before: Held, after: Held, forgetting: Forgetting) -> Verdict:
-    """Compare the two on the same rows; better means that the whole 95 % interval of the gain is above zero."""
+    """Compare the two on the same rows; better means that the whole 95 % interval of the gain is above zero.
+
+    One held-out row has no interval: it shows nothing.
+    """
     n = len(prepared.held)
     if prepared.tags:
         tags, most_common = [gold_tags(item) for item in prepared.held], _commonest_tag(prepared)
@@ -231,9 +234,10 @@ def judge(prepared: Prepared, before: Held, after: Held, forgetting: Forgetting)
         delta, (low, high) = change(before.values, after.values, after.n_bytes)
         gain, ci95 = -delta, (-high, -low)
         said = f"{before.bits_per_byte:.3f} → {after.bits_per_byte:.3f} bits per byte on {n:,} held-out completions"
-    better = ci95[0] > 0
-    head = "Better" if better else "Not better"
-    sentence = f"{head}: {said} (gain {gain:+.3f}, 95 %: {ci95[0]:+.3f} to {ci95[1]:+.3f}). {_said_of(forgetting)}"
+    better = n > 1 and ci95[0] > 0
+    head = "Better" if better else "Not better" if n > 1 else "Not known to be better"
+    interval = f"95 %: {ci95[0]:+.3f} to {ci95[1]:+.3f}" if n > 1 else "of one row, which has no interval"
+    sentence = f"{head}: {said} (gain {gain:+.3f}, {interval}). {_said_of(forgetting)}"
     return Verdict(better, forgetting.lost, gain, ci95, sentence)
 
 

@@ -27,6 +27,7 @@ from loquela.tuning import state as states
 from loquela.tuning.batching import Assembler
 from loquela.tuning.judging import Held, learnt, validate
 from loquela.tuning.losses import Losses, preference_batches
+from loquela.tuning.narrow import Narrow, products
 from loquela.tuning.preparing import Prepared
 from loquela.tuning.probing import Probes
 from loquela.tuning.recipe import TuneRecipe
@@ -91,9 +92,9 @@ class Tuning:
         self.losses = Losses(self.subject, recipe.beta)
         often = 8 if recipe.max_forget is not None else 4
         self.every = recipe.eval_steps or max(1, -(-self.steps // often))
-        self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self._saved = 0
         self._begin()
+        self._compute_in(None)
 
     def _begin(self) -> None:
         """Note the start, which is inside every budget."""
@@ -110,8 +111,18 @@ class Tuning:
         found, best, notes = states.resume(self.directory, self.subject, self.optimizer)
         if found is not None:
             self.progress, self._saved = found, found.step
+            self._compute_in(found.dtype or "float32")  # older checkpoints do not say, and knew no other default
             self.best = best or self.subject.weights()  # a checkpoint does not hold the same weights twice
         return notes
+
+    def _compute_in(self, began: str | None) -> None:
+        """Settle what updates are computed in: what the recipe means here, or what the run has `began` in."""
+        rows = self.prepared.train
+        usual = sum(item.length for item in rows) * self.recipe.per_device_train_batch_size // len(rows)
+        tokens = min(usual, self.assembler.plenty)
+        self.dtype, self._said = products(self.recipe.dtype, self.subject.network, tokens=tokens, began=began)
+        self.narrow = Narrow(self.subject, self.dtype)
+        self.progress.dtype = str(self.dtype).removeprefix("torch.")
 
     def run(self) -> bool:
         """Tune until the last update; False when it was interrupted, with the state in a checkpoint.
@@ -122,8 +133,10 @@ class Tuning:
         self._began = time.perf_counter() - self.progress.seconds
         try:
             self.listener(self._started())
+            for note in self._said:
+                self.listener(Note(note))
             self.subject.network.train()
-            with self.subject.tuned():
+            with self.narrow.held(), self.subject.tuned():
                 while self._boundary():
                     report = self.update()
                     if report is not None:
@@ -172,6 +185,7 @@ class Tuning:
                 dtype=self.dtype,
                 stopping=self.stopping,
                 loss=self.losses,
+                scale=self.progress.scale if self.dtype == torch.float16 else None,
                 parameters=self.subject.parameters.values(),
             )
         except NonFiniteError as error:
@@ -231,19 +245,22 @@ class Tuning:
         return step % self.every == 0 or step == self.steps
 
     def _write_row(self) -> None:
-        progress, held = self.progress, None
-        step = progress.step
-        if self._validates(step):
+        if not self._validates(self.progress.step):
+            self._log(None)
+            return
+        with self.narrow.exact():
             held = validate(self.subject, self.prepared, self.assembler, beta=self.recipe.beta, stopping=self.stopping)
-            if held is None:
-                return
+            if held is not None:
+                self._log(held)
+                self._note_validation(held)
+
+    def _log(self, held: Held | None) -> None:
+        progress, step = self.progress, self.progress.step
         progress.train_loss = progress.loss_sum / max(1, progress.loss_tokens)
         rated = self.recipe.rate(self.subject.network.dim) * self._factor(step - 1)
         loss = None if held is None else held.loss
         self.log.write(Row(step, progress.tokens, progress.train_loss, loss, rated, progress.gradient_norm))
         progress.loss_sum, progress.loss_tokens, progress.logged = 0.0, 0, step
-        if held is not None:
-            self._note_validation(held)
 
     def _note_validation(self, held: Held) -> None:
         progress, budget = self.progress, self.recipe.max_forget

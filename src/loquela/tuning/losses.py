@@ -53,13 +53,15 @@ class Losses:
 
     def __call__(self, network: Network, batch: Batch, dtype: torch.dtype) -> Tensor:
         """Return the loss, scaled so that a division by `labels` gives the mean."""
-        if isinstance(batch, Preferences):
-            return F.softplus(-self.beta * margins(self.subject, batch, network)).sum() * (self.labels / self.pairs)
-        if isinstance(batch, Anchor):
+        if not isinstance(batch, (Preferences, Anchor)):
+            return summed_loss(network, batch, dtype)
+        with torch.autocast(batch.inputs.device.type, dtype, enabled=dtype != torch.float32):
+            if isinstance(batch, Preferences):
+                found = margins(self.subject, batch, network)
+                return F.softplus(-self.beta * found).sum() * (self.labels / self.pairs)
             pull = self.strength * _divergence(self.subject, batch, network)
             self.penalty += pull.item()
             return pull * self.labels
-        return summed_loss(network, batch, dtype)
 
 
 def margins(subject: Subject, batch: Batch, network: Network) -> Tensor:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from loquela.data.batch import IGNORED
 from loquela.data.pairs import Example, Examples, Labelled, Tagged, read_examples
-from loquela.errors import DataError, RecipeError
+from loquela.errors import DataError, RecipeError, UsageError
 from loquela.tuning.batching import Order, shares
 from loquela.tuning.recipe import Task, TuneRecipe
 from loquela.tuning.rendering import Item, Renderer
@@ -19,6 +20,10 @@ from loquela.tuning.templates import Templates, templates_for
 __all__ = ["Prepared", "is_tagging", "labels_of", "prepare", "read_tasks"]
 
 Say = Callable[[str], None]
+FEW = 10
+"""Held-out rows below which a verdict is called rough."""
+FEW_SHOWN = 3
+"""Rows that an error names; it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +77,18 @@ def read_tasks(recipe: TuneRecipe, say: Say) -> list[Examples]:
 def labels_of(recipe: TuneRecipe, tasks: Sequence[Examples]) -> list[str]:
     """Return the labels of a classifier of texts or of words, in their order; empty where the rows have none.
 
-    Numbers are in their order, and tags by their kinds. Raises `DataError` for a label outside those that the recipe
-    names, and where there are fewer than two.
+    Numbers are in their order, and tags by their kinds. Raises `DataError` where there are fewer than two.
     """
-    rows = [
-        (examples, row.row, own) for examples in tasks for row in examples.rows if (own := _labels(row)) is not None
-    ]
+    rows = [own for examples in tasks for row in examples.rows if (own := _labels(row)) is not None]
     if not rows:
         if recipe.labels:
             raise RecipeError("labels must be given for texts or words with labels only, but the rows have none")
         return []
     tagged = is_tagging(tasks)
     if recipe.labels:
-        for examples, row, own in rows:
-            for label in own:
-                if label not in recipe.labels:
-                    raise DataError(
-                        f"{examples.path}, row {row}: the label must be one of {', '.join(recipe.labels)}, but is "
-                        f"{label!r}"
-                    )
         return list(recipe.labels)
-    found = {label for _, _, own in rows for label in own}
-    count = sum(len(own) for _, _, own in rows)
+    found = {label for own in rows for label in own}
+    count = sum(len(own) for own in rows)
     if len(found) < 2:
         raise DataError(f"a classifier must have at least two labels, but all rows have {', '.join(found)!r}")
     if len(found) > count // 2:
@@ -131,6 +126,11 @@ def prepare(
     recipe: TuneRecipe, subject: Subject, tasks: Sequence[Examples], labels: Sequence[str], say: Say
 ) -> Prepared:
     """Render all rows, hold some of each task out, and weigh the tasks; raises `DataError`, `ContextWindowError`."""
+    if any(task.form == "preference" for task in tasks) and subject.network.kind != "decoder":
+        raise UsageError(
+            f"preferences need a model that writes from left to right, but this is an {subject.network.kind}: give "
+            "rows with prompt and completion, the chosen answers alone"
+        )
     limit = subject.room if recipe.max_seq_length is None else recipe.max_seq_length
     if limit > subject.room:
         raise RecipeError(
@@ -157,14 +157,17 @@ def prepare(
             random = np.random.Generator(np.random.Philox(key=[recipe.seed, 1]))
             rows = [rows[i] for i in random.permutation(len(rows))]
         else:
-            rows, held_rows = _split(rows, recipe)
+            rows, held_rows = _split(rows, recipe, text=examples.form == "text")
         rows = rows[: recipe.train_rows]
         own = renderer.items(replace(examples, rows=tuple(rows)))
         counts.append(len(own))
         train += own
         held += renderer.items(replace(other or examples, rows=tuple(held_rows)))
-        for note in renderer.notes:
+        for note in (*renderer.notes, *_endless(own, examples, subject)):
             say(note)
+    if len(held) < FEW:
+        said = "one row is" if len(held) == 1 else f"{len(held)} rows are"
+        say(f"only {said} held out: the verdict will be a rough one; name more as --validation-data")
     weights = shares(counts, [task.weight for task in recipe.tasks], recipe.mixture_temperature)
     names = [task.name or Path(task.data).name.split(".")[0] for task in recipe.tasks]
     if len({item.rejected is None for item in train}) > 1:
@@ -173,13 +176,45 @@ def prepare(
 
 
 def _read(path: str, task: Task, recipe: TuneRecipe) -> Examples:
-    return read_examples(
+    examples = read_examples(
         path,
         form=task.format,
         columns=task.columns,
         encoding=recipe.encoding,
         skip_bad_rows=recipe.skip_bad_rows,
     )
+    return _with_labels(examples, recipe) if recipe.labels else examples
+
+
+def _with_labels(examples: Examples, recipe: TuneRecipe) -> Examples:
+    """Return the rows whose labels are among the recipe's; others are an error, or are left out, counted."""
+    wrong = {row.row: label for row in examples.rows for label in _labels(row) or () if label not in recipe.labels}
+    if not wrong:
+        return examples
+    kept = tuple(row for row in examples.rows if row.row not in wrong)
+    first = "; ".join(f"row {row} has {label!r}" for row, label in [*wrong.items()][:FEW_SHOWN])
+    said = f"{len(wrong):,} of {len(examples):,} rows have another label than {', '.join(recipe.labels)} ({first}" + (
+        f"; and {len(wrong) - FEW_SHOWN:,} more)" if len(wrong) > FEW_SHOWN else ")"
+    )
+    if not recipe.skip_bad_rows or not kept:
+        raise DataError(f"{examples.path}: {said}; correct them, name all labels, or leave them out (--skip-bad-rows)")
+    notes = (*examples.notes, f"{examples.path.name}: {said}; they are left out")
+    return replace(examples, rows=kept, bad=examples.bad + len(wrong), notes=notes)
+
+
+def _endless(items: Sequence[Item], examples: Examples, subject: Subject) -> list[str]:
+    """Say that no answer ends with a token at which generation stops, where that is so."""
+    if subject.network.kind == "encoder" or examples.form == "text" or not items:
+        return []
+    last = [int(item.sample.labels[item.sample.labels != IGNORED][-1]) for item in items]
+    if not subject.end_ids:
+        return ["the model has no token that ends a text, so it will not learn to stop: name one as its eos_token_id"]
+    if not subject.end_ids.isdisjoint(last):
+        return []
+    return [
+        f"{examples.path.name}: answers end with {subject.tokenizer.token(last[0])!r}, at which this model does not "
+        "stop writing, so it will not learn to stop: let the template end them with {{ eos_token }}"
+    ]
 
 
 def _same_form(examples: Examples, other: Examples) -> None:
@@ -189,10 +224,18 @@ def _same_form(examples: Examples, other: Examples) -> None:
         )
 
 
-def _split(rows: list[Example], recipe: TuneRecipe) -> tuple[list[Example], list[Example]]:
+def _split(rows: list[Example], recipe: TuneRecipe, *, text: bool) -> tuple[list[Example], list[Example]]:
     """Hold out a part of the rows, drawn by the seed; at least one stays on either side."""
     if len(rows) < 2:
-        raise DataError(f"there must be at least two rows, one to learn and one to hold out, but there is {len(rows)}")
+        way_out = (
+            "a plain text is one row: name another as --validation-data, give texts as rows (.jsonl with `text`), or "
+            "learn on from it by a recipe of `loquela train` with this model"
+            if text
+            else "add rows, or name others as --validation-data"
+        )
+        raise DataError(
+            f"there must be at least two rows, one to learn and one to hold out, but there is {len(rows)}; {way_out}"
+        )
     random = np.random.Generator(np.random.Philox(key=[recipe.seed, 1]))
     order = random.permutation(len(rows))
     count = min(recipe.validation_rows, max(1, round(recipe.validation_fraction * len(rows))), len(rows) - 1)

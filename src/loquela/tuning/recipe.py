@@ -30,7 +30,7 @@ WIDE, MOST_RAISED = 4096, 10.0
 NARROW = ("lora", "adapter")
 DEFAULTS: dict[str, dict[str, Any]] = {
     "lora": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-    "selective": {"tune": ["attention"]},
+    "selective": {"tune": ["attention", "recurrent"]},
     "prompt": {"prompt_tuning_init": "SAMPLE_VOCAB"},
 }
 """Settings that hold where the recipe does not name them."""
@@ -130,7 +130,11 @@ class TuneRecipe(_Strict):
         default=None, description="Bits per byte of the probe that may be lost."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Decides everything that is random.")
-    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="What is computed in.")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="auto",
+        description="What products of updates are computed in; auto: bfloat16 where that is faster. A narrow type "
+        "falls back to float32 where it would be slow. Scores are computed in float32.",
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> TuneRecipe:

@@ -75,6 +75,7 @@ class Renderer:
         """Render all examples; raises `DataError` that names what cannot be, `ContextWindowError` for long samples."""
         items: list[Item] = []
         empty: list[int] = []
+        same: list[int] = []
         long: list[tuple[int, int]] = []
         for example in examples.rows:
             try:
@@ -84,6 +85,8 @@ class Renderer:
             for item in made:
                 if (item.sample.labels == IGNORED).all():
                     empty.append(item.row)
+                elif item.rejected is not None and np.array_equal(item.sample.inputs, item.rejected.inputs):
+                    same.append(item.row)
                 elif item.length > self.limit:
                     long.append((item.row, item.length))
                     if self.too_long == "truncate":
@@ -92,13 +95,19 @@ class Renderer:
                     items.append(item)
         if empty:
             raise DataError(f"{examples.path}, {_rows(empty)} must have something to learn, but every token is masked")
+        if same:
+            self.notes.append(
+                f"{examples.path.name}: {len(same):,} of {len(examples):,} pairs have one answer twice and nothing to "
+                f"prefer; they are left out ({_rows(same)})"
+            )
         if long:
             self._say_long(long, examples)
         if self.wordless:
             self.notes.append(f"{examples.path.name}: {self.wordless:,} words have no token; their tags are left out")
             self.wordless = 0
         if not items:
-            raise DataError(f"{examples.path} must have samples to learn from, but none is left")
+            why = "".join(f"; {note}" for note in self.notes)
+            raise DataError(f"{examples.path} must have samples to learn from, but none is left{why}")
         return items
 
     def prompt(self, example: Example) -> list[int]:
@@ -271,7 +280,7 @@ class Renderer:
                 + "; cut them (--truncate), leave them out (--drop-long), or give a larger max_seq_length if the "
                 "context window allows"
             )
-        what = "cut" if self.too_long == "truncate" else "left out"
+        what = "cut, prompts at their start and answers at their end" if self.too_long == "truncate" else "left out"
         self.notes.append(f"{examples.path.name}: {counted}; they are {what}")
 
 

@@ -19,6 +19,7 @@ from loquela.models.encoder_only import EncoderOnly
 from loquela.training.directory import checkpoints, finished_result, locked, remove, write_file
 from loquela.training.events import Listener, Note
 from loquela.training.interruption import Interruption
+from loquela.training.memory import keep_freed_memory
 from loquela.tuning.batching import Assembler
 from loquela.tuning.evidence import write_evidence
 from loquela.tuning.judging import Held, judge, validate
@@ -62,6 +63,8 @@ class TuneResult:
     peak_memory_bytes: int
     adapter_bytes: int
     """Size of what was tuned, as it is on the disk."""
+    dtype: str = "float32"
+    """What products of updates were computed in; all scores are float32's."""
 
     @property
     def good(self) -> bool:
@@ -109,7 +112,7 @@ def seconds_per_step(recipe: TuneRecipe, steps: int = 4) -> float:
     tasks = read_tasks(recipe, lambda message: None)
     run = _assembled(recipe, tasks, Path(recipe.output_dir), lambda event: None, lambda: False)
     run.subject.network.train()
-    with run.subject.tuned():
+    with run.narrow.held(), run.subject.tuned():
         run.update()  # the first one makes room and starts threads
         began = time.process_time()
         for _ in range(steps):
@@ -129,6 +132,7 @@ def _assembled(
     def say(message: str) -> None:
         on_event(Note(message))
 
+    keep_freed_memory()
     subject = open_subject(recipe, labels_of(recipe, tasks), tags=is_tagging(tasks))
     prepared = prepare(recipe, subject, tasks, subject.labels, say)
     scoring = Assembler(subject.network, at_most=recipe.per_device_eval_batch_size, limit=subject.room, packing=False)
@@ -205,6 +209,7 @@ def _finish(run: Tuning, say: Callable[[str], None]) -> TuneResult:
         verdict=verdict.as_dict(),
         peak_memory_bytes=peak_memory(),
         adapter_bytes=size,
+        dtype=str(progress.dtype),
     )
     try:
         write_evidence(directory, run, after, nats, tokens, forgetting, verdict)
@@ -253,8 +258,9 @@ def _claim(directory: Path, recipe: TuneRecipe) -> None:
     file = directory / RECIPE
     digests = {task.data: hub.digest(task.data) for task in recipe.tasks}
     content = recipe.to_yaml() + "".join(f"# {digest}  {name}\n" for name, digest in digests.items())
-    if not file.exists():
-        foreign = sorted({p.name for p in directory.iterdir()} - {".lock", f".{RECIPE}.part"})
+    others = {p.name for p in directory.iterdir()} - {".lock", RECIPE, f".{RECIPE}.part"}
+    if not file.exists() or not others:  # a recipe alone is what a call left that ended before its first step
+        foreign = sorted(others)
         if foreign:
             raise DirectoryInUseError(
                 f"output_dir {directory} must be empty or hold a run of this recipe, but holds "

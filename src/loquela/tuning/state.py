@@ -15,6 +15,7 @@ from loquela.checkpoint.tensors import read_tensors, write_bytes, write_tensors
 from loquela.errors import CheckpointError
 from loquela.training.directory import newest, remove, remove_old
 from loquela.training.optimizers import Optimizers
+from loquela.training.precision import LossScale
 from loquela.tuning.subject import Subject
 
 __all__ = ["Progress", "resume", "save"]
@@ -50,6 +51,10 @@ class Progress:
     """How often the budget of forgetting was broken."""
     ended: str | None = None
     """Why it ended before its last step."""
+    dtype: str | None = None
+    """What products of updates are computed in."""
+    scale: LossScale = field(default_factory=LossScale)
+    """Of the loss, in float16."""
     stages: list[dict[str, Any]] = field(default_factory=list)
     """The probes' scores at each validation, in bits per byte."""
     curves: list[dict[str, Any]] = field(default_factory=list)
@@ -91,7 +96,8 @@ def _restore(checkpoint: Path, subject: Subject, optimizer: Optimizers) -> tuple
         raise CheckpointError(f"{checkpoint} has no {MANIFEST}")
     verify(checkpoint)
     try:
-        progress = Progress(**read_json(checkpoint, STATE))
+        raw = read_json(checkpoint, STATE)
+        progress = Progress(**raw | {"scale": LossScale(**raw.get("scale", {}))})
     except TypeError as error:
         raise CheckpointError(f"{checkpoint / STATE} is not a state of this version: {error}") from error
     stored = {file: read_tensors(checkpoint / file) for file in (TUNED, OPTIMIZER)}

@@ -17,7 +17,7 @@ from loquela.checkpoint import house
 from loquela.checkpoint.files import inside, read_json
 from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.sentence import read_pooling, sentence_files
-from loquela.checkpoint.store import load_model, save_model
+from loquela.checkpoint.store import end_ids, load_model, save_model
 from loquela.errors import CheckpointError, MismatchError, UsageError
 from loquela.models.base import Network, config_from_dict
 from loquela.models.encoder_only import EncoderConfig, EncoderOnly, Task
@@ -46,6 +46,8 @@ class Subject:
     generation_config: dict[str, Any]
     method: str
     parameters: dict[str, nn.Parameter]
+    stored: frozenset[str] = frozenset()
+    """The names of the parameters that the base's files hold."""
     reference: Network | None = None
     """The base beside a network that is tuned itself, where something needs both."""
 
@@ -58,6 +60,11 @@ class Subject:
     def labels(self) -> tuple[str, ...]:
         """The labels of a classifier."""
         return self.network.labels if isinstance(self.network, EncoderOnly) else ()
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens at which generation stops."""
+        return end_ids(self.network, self.tokenizer, self.generation_config)
 
     @property
     def room(self) -> int:
@@ -133,6 +140,7 @@ def open_subject(recipe: TuneRecipe, labels: Sequence[str], *, tags: bool = Fals
     if loaded.tokenizer is None:
         raise CheckpointError(f"{recipe.model} must have a tokenizer to be tuned on texts, but has none")
     network = loaded.network
+    stored = frozenset(name for name, _ in network.named_parameters())
     settings = dict(recipe.method_settings)
     if labels and isinstance(network, EncoderOnly):
         task: Task = "token-classification" if tags else "text-classification"
@@ -152,7 +160,8 @@ def open_subject(recipe: TuneRecipe, labels: Sequence[str], *, tags: bool = Fals
             quantize_base(network, recipe.base_bits)
         peft.attach(network, peft.config_for(recipe.method, **settings), NAME, recipe.seed)
         parameters = peft.train_only(network, NAME)
-    return Subject(Path(recipe.model), network, loaded.tokenizer, loaded.generation_config, recipe.method, parameters)
+    base = Path(recipe.model)
+    return Subject(base, network, loaded.tokenizer, loaded.generation_config, recipe.method, parameters, stored)
 
 
 def open_adapter(network: Network, tokenizer: Tokenizer | None, directory: str | Path, name: str) -> Network:
