@@ -17,9 +17,10 @@ import uvicorn
 from loquela.checkpoint.store import load_model, save_model
 from loquela.models.base import Network, architecture
 from loquela.serving.app import build
+from loquela.serving.door import bind
 from loquela.serving.options import Options
+from loquela.serving.protocol import server_config
 from loquela.serving.state import Served
-from loquela.serving.worker import bind, server_config
 from loquela.text.tokenizer import Tokenizer
 
 TEXT = '{"mood": "happy", "n": 12} The cat sat on the mat; the dog sat on the log. Ärger 🐈, 3456789.\n' * 20
@@ -41,6 +42,8 @@ def network(vocab_size: int, model_type: str = "llama", window: int = 512) -> Ne
         "num_attention_heads": 4,
         "max_position_embeddings": window,
     }
+    if model_type == "mixtral":
+        raw |= {"num_key_value_heads": 2, "num_local_experts": 4}
     made: Network = module.NETWORK(module.CONFIG.from_dict(raw))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -56,6 +59,14 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = TEMPLATE
     directory = tmp_path_factory.mktemp("models") / "tiny"
     save_model(network(tokenizer.vocab_size), tokenizer, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def mixture_directory(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = load_model(model_directory).tokenizer
+    directory = tmp_path_factory.mktemp("models") / "mixture"
+    save_model(network(tokenizer.vocab_size, "mixtral"), tokenizer, directory)
     return directory
 
 

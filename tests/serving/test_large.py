@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from loquela.checkpoint import house
 from loquela.serving.large import LARGE, aside
 
 Running = Any  # conftest.Running
@@ -82,3 +84,33 @@ def test_a_text_within_the_bound_is_read_and_its_tokens_are_counted(server: Runn
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert "tokens, but has " in answer.json()["error"]["message"]
     assert "characters" not in answer.json()["error"]["message"]
+
+
+EARLY: list[tuple[Any, str, str]] = [
+    (["cat", "a" * 600_000], "context_length_exceeded", "32,768 characters"),
+    (["cat", "cat " * 2000, ""], "context_length_exceeded", "text 2 of 3 has "),
+    (["cat", [1] * 600, "dog"][1:2], "context_length_exceeded", "600"),
+    (["cat", "dog", ""], "invalid_value", "text 3 of 3 has none"),
+]
+
+
+@pytest.mark.parametrize(("texts", "code", "said"), EARLY)
+def test_texts_of_which_one_has_no_vector_are_refused_before_any_is_computed(
+    server: Running, monkeypatch: pytest.MonkeyPatch, texts: Any, code: str, said: str
+) -> None:
+    monkeypatch.setattr(server.served, "look", lambda *_, **__: pytest.fail("a vector was computed"))
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": texts}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert said in answer.json()["error"]["message"]
+
+
+def test_no_way_out_is_named_that_a_caller_has_not(server: Running) -> None:
+    told = completion(server, prompt=[5] * 512).json()["error"]["message"]
+    assert told == "the prompt must leave room in the context window of 512 tokens, but has 512: shorten it"
+
+
+def test_vectors_of_an_encoder_decoder_are_not_offered(start: Callable[..., Running]) -> None:
+    server = start(house.HOUSE / "translator")
+    answer = httpx.post(f"{server.url}/v1/embeddings", json={"input": "I love you."}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unavailable")
+    assert "vectors need an encoder or a decoder" in answer.json()["error"]["message"]

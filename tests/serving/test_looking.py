@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +19,14 @@ import torch
 import loquela
 from loquela import peft
 from loquela.api import LanguageModel
+from loquela.checkpoint import house
 from loquela.checkpoint.store import load_model
+from loquela.cli.rounding import round_model
 from loquela.errors import BusyError, UnavailableError
 from loquela.inspection import PICTURES
 from loquela.inspection.watch import watch
 from loquela.serving.looking import Looking, twin
+from loquela.serving.unrounded import unrounded
 
 Running = Any  # conftest.Running
 METHODS = ("lora", "prompt", "prefix", "adapter", "ia3")
@@ -153,7 +159,95 @@ def test_no_more_wait_than_may_and_none_after_the_end(model_directory: Path) -> 
         looking.call(lambda model: 1)
 
 
-def test_rounded_weights_are_looked_at_between_two_steps(start: Callable[..., Running], model_directory: Path) -> None:
+@pytest.mark.parametrize(("width", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize("name", ["stories", "translator", "mixture"])
+def test_what_is_looked_into_has_the_weights_of_few_bits(
+    name: str, width: Any, bits: int, mixture_directory: Path
+) -> None:
+    """What parts it from the engine is the rounding of activations: about a percent of the logits' size, more where the
+    weights are drawn at random."""
+    directory = mixture_directory if name == "mixture" else house.HOUSE / name
+    rounded = loquela.load(directory, quantize=width)
+    ids = rounded.tokenizer.encode(TEXT)
+    given = (ids, rounded.tokenizer.encode("El gato")) if rounded.network.kind == "encoder-decoder" else (ids,)
+    seen = LanguageModel(unrounded(directory, bits, {}), rounded.tokenizer)
+    wanted, plain = rounded.logits(*given), loquela.load(directory, engine="torch").logits(*given)
+    apart = [float((one - wanted).norm() / wanted.norm()) for one in (seen.logits(*given), plain)]
+    assert 0 < apart[0] < (0.04 if name == "mixture" else 0.02), apart
+    assert apart[0] < apart[1] / (4 if bits == 4 else 1), apart
+
+
+def test_codes_in_a_file_are_the_weights_that_are_seen(tmp_path: Path) -> None:
+    round_model(house.HOUSE / "stories", tmp_path / "four", "int4", None)
+    there, here = (unrounded(place, 4, {}).state_dict() for place in (tmp_path / "four", house.HOUSE / "stories"))
+    assert all(torch.equal(tensor, here[name]) for name, tensor in there.items())
+
+
+def test_rounded_weights_are_looked_into_beside_those_who_write(
+    start: Callable[..., Running], model_directory: Path, tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start(model_directory, quantize="int8", adapters=tuned, admin_key="administrator")
+    begun, gate = threading.Event(), threading.Event()
+    module, plain = PICTURES["attention"].module, PICTURES["attention"].module.data
+
+    def slow(*args: Any, **options: Any) -> Any:
+        begun.set()
+        assert gate.wait(60)
+        return plain(*args, **options)
+
+    ids = server.served.model.tokenizer.encode(TEXT)
+    with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(1) as aside:
+        about = client.get("/inside/about").json()
+        assert about["parameters"] == load_model(model_directory).network.parameter_count()
+        monkeypatch.setattr(module, "data", slow)
+        body = {"picture": "attention", "prompt": ids, "model": "tuned"}
+        drawn = aside.submit(httpx.post, f"{server.url}/inside/picture", json=body, timeout=120)
+        assert begun.wait(60)
+        try:
+            for name in ("tiny", "tuned", "soft"):
+                assert client.post("/v1/completions", json={"prompt": "The", "model": name}).status_code == 200
+                assert client.post("/inside/logits", json={"prompt": "The", "model": name}).status_code == 200
+            key = {"Authorization": "Bearer administrator"}
+            gone = client.post("/v1/unload_lora_adapter", json={"lora_name": "soft"}, headers=key)
+            assert gone.status_code == 200, gone.text
+            assert not drawn.done()
+        finally:
+            gate.set()
+        monkeypatch.setattr(module, "data", plain)
+        network = unrounded(model_directory, 8, {"tuned": tuned["tuned"]})
+        seen = LanguageModel(network, server.served.model.tokenizer)
+        figures = PICTURES["attention"].figures(PICTURES["attention"].data(seen, ids, adapter="tuned"))
+        assert drawn.result().json()["figures"] == {name: json.loads(one.to_json()) for name, one in figures.items()}
+        again = client.post("/inside/picture", json=body | {"model": "soft"})
+        assert again.status_code == 404
+
+
+def test_what_was_made_to_be_looked_into_is_dropped_when_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loquela.serving.looking.IDLE_SECONDS", 0.05)
+    made: list[weakref.ref[Any]] = []
+
+    def make() -> Any:
+        network = unrounded(house.HOUSE / "stories", 8, {})
+        made.append(weakref.ref(network))
+        return network
+
+    model = loquela.load(house.HOUSE / "stories", quantize="int8")
+    looking = Looking(model, 2, lambda job: pytest.fail("there is something to look into"), make)
+    for count in (1, 2):
+        assert looking.call(lambda seen: seen.network.parameter_count()).result(60) == 2_828_736
+        end = time.monotonic() + 30
+        while made[-1]() is not None:
+            assert time.monotonic() < end
+            gc.collect()
+            time.sleep(0.05)
+        assert len(made) == count
+    looking.close()
+
+
+def test_a_huge_network_of_few_bits_is_looked_at_between_two_steps(
+    start: Callable[..., Running], model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loquela.serving.state._MOST_LOOKED_INTO", 1000)
     server = start(model_directory, quantize="int8")
     with httpx.Client(base_url=server.url, timeout=120) as client:
         assert client.post("/inside/logits", json={"prompt": "The cat"}).status_code == 200

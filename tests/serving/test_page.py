@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from loquela import peft
+from loquela.checkpoint import house
 from loquela.checkpoint.store import load_model
 
 Running = Any  # conftest.Running
@@ -108,18 +109,41 @@ def test_complete_with_chips_alternatives_and_branches(page: Any, tmp_path: Path
     popover = page.locator(".popover")
     popover.wait_for()
     assert popover.locator("button").count() >= 8
-    first = page.locator("#output").inner_text()
+    first, said = page.locator("#output").inner_text(), page.locator("#said").inner_text()
     other = popover.locator("button[aria-current=false]").nth(1)
     other.click()
     page.locator("#branches ul ul button[aria-current=true]").wait_for()
     page.locator("#said", has_text="+ 8 tokens in").wait_for()
     assert chips.count() == 12
     assert page.locator("#output").inner_text() != first
-    page.locator("#branches > ul > li > button").click()
+    with page.expect_request("**/inside/logits"):  # what may come next is of the text that is shown
+        page.locator("#branches > ul > li > button").click()
     assert page.locator("#output").inner_text() == first
+    assert page.locator("#said").inner_text() == said
+    with page.expect_request("**/inside/logits"):
+        page.locator("#model").select_option(index=1)
     page.reload()
     page.locator("#branches ul ul button").wait_for()  # the tree is kept in this browser
     shot(page, tmp_path)
+
+
+def test_why_a_text_ended_is_said_as_it_is(page: Any) -> None:
+    window = page.locator("#about").inner_text().rpartition("a window of ")[2].split(";")[0].replace(",", "")
+    page.click("[data-preset=greedy]")
+    page.fill("#prompt", "a" * (int(window) - 10))  # each is a token
+    page.click("#go")
+    page.locator("#said", has_text="the window is full").wait_for(timeout=30_000)
+    piece = {"text": "", "id": 1, "token": "\n", "log_prob": -0.1, "top": [], "finish_reason": "stop"}
+    shown = page.evaluate("async (p) => (await import('/page/js/chips.js')).chip(p).textContent", piece)
+    assert shown == "⟨↵⟩"  # a line's end that ended the text stays within its marks
+
+
+def test_arrow_keys_go_from_tab_to_tab(page: Any) -> None:
+    page.locator("[role=tab]").first.focus()
+    page.keyboard.press("ArrowRight")
+    second = page.locator("[role=tab]").nth(1)
+    assert second.get_attribute("aria-selected") == "true"
+    assert page.evaluate("document.activeElement.id") == second.get_attribute("id")
 
 
 def test_presets_keyboard_stop_and_limits(page: Any) -> None:
@@ -250,6 +274,18 @@ def test_tasks_that_can_be_done_are(page: Any, tmp_path: Path) -> None:
     page.click("#task-translate button:has-text('Translate')")
     page.locator("#task-translate .chip").first.wait_for()
     shot(page, tmp_path)
+
+
+def test_what_a_model_of_sources_cannot_do_is_not_offered(browser: Any, start: Callable[..., Running]) -> None:
+    server = start(house.HOUSE / "translator")
+    opened = browser.new_page()
+    opened.goto(server.url)
+    opened.locator("html[data-ready=yes]").wait_for(timeout=30_000)
+    opened.get_by_role("tab", name="Tasks").click()
+    card = opened.locator("article", has=opened.get_by_role("heading", name="Search"))
+    assert "Unavailable: this model gives no vectors" in card.inner_text()
+    assert card.locator("button").count() == 0
+    opened.close()
 
 
 def test_entities_are_marked_in_the_text(

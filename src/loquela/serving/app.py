@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from pathlib import Path
 
 import plotly
@@ -30,6 +28,7 @@ from loquela.serving.chat import chat
 from loquela.serving.completions import complete
 from loquela.serving.failures import ApiError, response
 from loquela.serving.guard import Guard
+from loquela.serving.inside import INSIDE
 from loquela.serving.operations import Operation, document, route
 from loquela.serving.schemas import (
     AdapterName,
@@ -103,7 +102,7 @@ OPERATIONS = (
 
 def build(served: Served) -> ASGIApp:
     """Return the app; who started `served` closes it."""
-    operations = [*OPERATIONS, *_inside(served)]
+    operations = [*OPERATIONS, *INSIDE]
     description = document(operations, f"Loquela: {served.name}", keyed=served.options.api_key is not None)
 
     async def openapi(request: Request) -> Response:
@@ -124,14 +123,6 @@ def build(served: Served) -> ASGIApp:
     app.router.redirect_slashes = False
     known = [item.path for item in routes if isinstance(item, Route) and "{" not in item.path]
     return Guard(app, served.options, served.metrics, known)
-
-
-def _inside(served: Served) -> list[Operation]:
-    """The operations of the page's inspection views: `routes(served)` of `loquela.serving.inside`."""
-    if importlib.util.find_spec("loquela.serving.inside") is None:
-        return []
-    found: list[Operation] = importlib.import_module("loquela.serving.inside").routes(served)
-    return found
 
 
 def _file(path: Path, keep: str) -> ASGIApp:

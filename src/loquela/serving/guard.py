@@ -12,11 +12,12 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loquela.serving.failures import ApiError, failure, response
-from loquela.serving.observe import LOG, Metrics, log_bug
+from loquela.serving.observe import LOG, log_bug
 from loquela.serving.options import Options
 
 __all__ = ["BODY_BYTES", "HEADERS", "HEADER_BYTES", "Guard"]
@@ -40,11 +41,18 @@ _ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+class Answers(Protocol):
+    """Whatever counts answers."""
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count one."""
+
+
 class Guard:
     """Wraps an app; `paths` are those that may be named in logs and metrics, all others are `other` there."""
 
-    def __init__(self, app: ASGIApp, options: Options, metrics: Metrics, paths: Iterable[str]) -> None:
-        self._app, self._options, self._metrics = app, options, metrics
+    def __init__(self, app: ASGIApp, options: Options, answers: Answers, paths: Iterable[str]) -> None:
+        self._app, self._options, self._answers = app, options, answers
         self._paths = frozenset(paths)
         self._hosts = options.hosts
         self._origins = frozenset(origin.lower() for origin in options.allowed_origins)
@@ -156,8 +164,7 @@ class Guard:
 
     def _note(self, scope: Scope, named: str, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in self._paths else "other"
-        self._metrics.requests.labels(path, str(status)).inc()
-        self._metrics.seconds.labels(path).observe(seconds)
+        self._answers.answered(path, status, seconds)
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "OPTIONS") else "other"
         fields = {"request_id": named, "method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
         LOG.info("request", extra={"fields": fields})

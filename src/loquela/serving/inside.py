@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from loquela.api import LanguageModel
+from loquela.engine.choosing import base_of
 from loquela.engine.requests import Scores, Written
 from loquela.generation.completion import Alternative, prompt_ids
 from loquela.generation.rules import RULES, History, most_probable
@@ -49,7 +50,7 @@ from loquela.serving.runs import Runs, runs
 from loquela.serving.state import Served
 from loquela.serving.stream import events
 
-__all__ = ["routes"]
+__all__ = ["INSIDE"]
 
 T = TypeVar("T")
 
@@ -60,19 +61,6 @@ _SHOWN = frozenset({"tokens", "attention", "next", "embeddings", "positions", "l
 _HIDDEN = frozenset({"seed", "n", "stop", "max_new_tokens", "sampler_order", "do_sample"})
 
 
-def routes(served: Served) -> list[Operation]:
-    """Return the operations that the app adds to its table."""
-    return [
-        Operation("GET", "/inside/about", "What the page must know.", about, answer=About, errors=(401, 403, 500)),
-        Operation("POST", "/inside/complete", "Pieces with ids.", complete, PieceRequest, media="text/event-stream"),
-        Operation("POST", "/inside/logits", "The next token's logits.", logits, LogitsRequest, Logits),
-        Operation("POST", "/inside/stages", "What each rule removes.", stages_of, StagesRequest, Stages),
-        Operation("POST", "/inside/picture", "A picture's figures and data.", picture, PictureRequest),
-        Operation("POST", "/inside/classify", "Labels of texts.", classify, ClassifyRequest, Labels),
-        Operation("GET", "/inside/runs", "Runs of training here.", runs, answer=Runs, errors=(401, 403, 500)),
-    ]
-
-
 async def about(served: Served, http: HttpRequest) -> About:
     """Describe model, controls and pictures."""
     network, card = served.model.network, served.card(None)
@@ -81,7 +69,7 @@ async def about(served: Served, http: HttpRequest) -> About:
         model_type=network.config.model_type,
         kind=network.kind,
         task=network.task if isinstance(network, EncoderOnly) else None,
-        parameters=network.parameter_count(),
+        parameters=base_of(network).parameter_count(),
         vocab_size=network.vocab_size,
         context_length=served.scheduler.window(None),
         chat=card.chat,
@@ -262,3 +250,15 @@ async def classify(served: Served, http: HttpRequest, body: ClassifyRequest) -> 
     if task == "text-classification":
         return Labels(labels=labels, probabilities=await until_left(http, each(whole), _nothing))
     return Labels(labels=labels, words=await until_left(http, each(words), _nothing))
+
+
+INSIDE = (
+    Operation("GET", "/inside/about", "What the page must know.", about, answer=About, errors=(401, 403, 500)),
+    Operation("POST", "/inside/complete", "Pieces with ids.", complete, PieceRequest, media="text/event-stream"),
+    Operation("POST", "/inside/logits", "The next token's logits.", logits, LogitsRequest, Logits),
+    Operation("POST", "/inside/stages", "What each rule removes.", stages_of, StagesRequest, Stages),
+    Operation("POST", "/inside/picture", "A picture's figures and data.", picture, PictureRequest),
+    Operation("POST", "/inside/classify", "Labels of texts.", classify, ClassifyRequest, Labels),
+    Operation("GET", "/inside/runs", "Runs of training here.", runs, answer=Runs, errors=(401, 403, 500)),
+)
+"""The operations that the app adds to its table."""

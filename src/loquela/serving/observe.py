@@ -11,12 +11,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-__all__ = ["LOG", "JsonLines", "Metrics", "log_bug", "log_to_stderr"]
+__all__ = ["LOG", "JsonLines", "Metrics", "forget_worker", "log_bug", "log_to_stderr"]
 
 LOG = logging.getLogger("loquela.serving")
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -37,15 +35,35 @@ class Metrics:
         self.prompt_tokens = Counter("loquela_prompt_tokens", "Tokens that went in.", registry=self.registry)
         self.tokens = Counter("loquela_completion_tokens", "Tokens that came out.", registry=self.registry)
 
+        self._state: Callable[[], dict[str, int]] = dict
+        self._gauges: dict[str, Gauge] = {}
+
     def _histogram(self, name: str, meaning: str) -> Histogram:
         return Histogram(name, meaning, buckets=_SHORT, registry=self.registry)
 
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+
     def watch(self, state: Callable[[], dict[str, int]]) -> None:
-        """Show the scheduler's state as gauges."""
-        self.registry.register(_Gauges(state))
+        """Show the scheduler's state as gauges; of several workers the sum, as it was at the last `refresh` of each."""
+        self._state = state
+        self._gauges = {
+            name: Gauge(
+                f"loquela_{name}", f"The scheduler's {name}.", multiprocess_mode="livesum", registry=self.registry
+            )
+            for name in state()
+        }
+
+    def refresh(self) -> None:
+        """Look at the scheduler's state."""
+        for name, value in self._state().items():
+            self._gauges[name].set(value)
 
     def text(self) -> bytes:
         """Return all in Prometheus' text format."""
+        self.refresh()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()
@@ -53,13 +71,10 @@ class Metrics:
         return generate_latest(together)
 
 
-class _Gauges(Collector):
-    def __init__(self, state: Callable[[], dict[str, int]]) -> None:
-        self._state = state
-
-    def collect(self) -> Any:
-        for name, value in self._state().items():
-            yield GaugeMetricFamily(f"loquela_{name}", f"The scheduler's {name}.", value=value)
+def forget_worker(pid: int | None) -> None:
+    """Count what a worker that is no more was doing no longer."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ and pid is not None:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class JsonLines(logging.Formatter):

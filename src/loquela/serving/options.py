@@ -42,6 +42,8 @@ class Options:
     quantize: Literal["int8", "int4"] | None = None
     cache_dtype: Literal["float32", "float16", "int8"] = "float32"
     page: Path = _PAGE
+    again: bool = False
+    """Whether it takes the place of one that died: an adapter that is no more is then left out, not fatal."""
     runs: tuple[Path, ...] = (Path("runs"), Path("my-model"))
     """Where the page looks for runs of training to watch."""
 

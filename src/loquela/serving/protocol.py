@@ -7,12 +7,19 @@ client that no longer reads is let go of.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
-__all__ = ["PatientProtocol"]
+from loquela.serving.guard import HEADER_BYTES
+from loquela.serving.options import Options
+
+__all__ = ["PatientProtocol", "Reception", "server_config"]
 
 HEADER_SECONDS = 5.0
 STALL_SECONDS = 60.0
@@ -75,3 +82,40 @@ class PatientProtocol(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+
+def server_config(options: Options, app: ASGIApp) -> uvicorn.Config:
+    """Return how uvicorn is to run `app`."""
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+        backlog=2048,
+    )
+
+
+class Reception:
+    """Takes connections that another has accepted."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+        self._config, self._state = config, state
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def take(self, connection: socket.socket) -> None:
+        """Answer what comes over a connection."""
+        connection.setblocking(False)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocol, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _protocol(self) -> PatientProtocol:
+        return PatientProtocol(config=self._config, server_state=self._state, app_state={})

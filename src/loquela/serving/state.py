@@ -18,7 +18,7 @@ from loquela.api import LanguageModel, load
 from loquela.engine.choosing import Engine, EngineName, base_of, check_wearable, compiled_already
 from loquela.engine.scheduler import Scheduler
 from loquela.engine.terms import Limits
-from loquela.errors import CheckpointError, ContextWindowError, UsageError
+from loquela.errors import CheckpointError, ContextWindowError, LoquelaError, UsageError
 from loquela.generation.completion import prompt_ids
 from loquela.generation.constrain import Constraint, constraint
 from loquela.generation.pieces import token_text
@@ -34,10 +34,13 @@ from loquela.serving.looking import Looking
 from loquela.serving.observe import LOG, Metrics
 from loquela.serving.options import Options
 from loquela.serving.schemas import Writing
+from loquela.serving.unrounded import unrounded
 
 __all__ = ["Served", "opened"]
 
 T = TypeVar("T")
+_MOST_LOOKED_INTO = 2 * 2**30
+"""Bytes of a network that is made only to be looked into."""
 _LONGEST = 64
 """Characters of a text for each position of the context window: no text has so many to a token."""
 
@@ -52,6 +55,8 @@ class Served:
         self.model = model
         self.name = options.model_name
         self.adapters: dict[str, Path] = {}
+        self.changed: Callable[[str, Path | None], None] = lambda name, directory: None
+        """Called in the scheduler's thread with an adapter loaded at run time, or with None for one dropped."""
         self._templates: dict[str, str] = {}
         self.created = int(time.time())
         self.metrics = Metrics()
@@ -59,7 +64,12 @@ class Served:
         runs = _fastest(model, options)
         self.engine = "compiled" if compiled_already(runs) else "torch"
         for name, directory in options.adapters.items():
-            self._put_on(name, directory)
+            try:
+                self._put_on(name, directory)
+            except LoquelaError as error:
+                if not options.again:
+                    raise
+                LOG.error("adapter lost", extra={"fields": {"adapter": name, "reason": str(error)}})
         limits = Limits(options.slots, options.queue, options.cache_bytes)
 
         def wear(name: str | None) -> AbstractContextManager[None]:
@@ -70,7 +80,9 @@ class Served:
         )
         for name in self.adapters:
             self._know(name)
-        self._looking = tuple(Looking(model, options.queue, self.scheduler.call) for _ in ("brief", "long"))
+        self._looking = tuple(
+            Looking(model, options.queue, self.scheduler.call, made) for made in (None, self._to_look_into())
+        )
         self.metrics.watch(self.scheduler.state)
 
     def close(self, seconds: float = 0.0) -> None:
@@ -117,6 +129,7 @@ class Served:
             self._put_on(name, directory)
             self._know(name)
             self._renew()
+            self.changed(name, directory)
 
         try:
             await self._between(put_on)
@@ -134,8 +147,17 @@ class Served:
             del self.adapters[name]
             self._templates.pop(name, None)
             self._renew()
+            self.changed(name, None)
 
         await self._between(take_off)
+
+    def _to_look_into(self) -> Callable[[], Network] | None:
+        """Return what makes a network to look into where the model's own has few bits; None where it would be huge."""
+        network, directory, adapters = self.model.network, self.options.model, self.adapters
+        bits = {"int8": 8, "int4": 4}.get(getattr(network, "quantize", None) or "")
+        if bits is None or 4 * base_of(network).parameter_count() > _MOST_LOOKED_INTO:
+            return None
+        return lambda: unrounded(directory, bits, dict(adapters))
 
     def _renew(self) -> None:
         for looking in self._looking:
@@ -186,17 +208,21 @@ class Served:
     def fit(self, prompt: str | Sequence[int], settings: GenerationSettings, adapter: str | None) -> list[int]:
         """Return a prompt's token ids, which leave room for a token; raises `ContextWindowError`."""
         ids = prompt_ids(self.model.tokenizer, prompt) if isinstance(prompt, str) else prompt
-        return fit(ids, self.scheduler.window(adapter), settings.max_new_tokens)
+        window = self.scheduler.window(adapter)
+        try:
+            return fit(ids, window, settings.max_new_tokens)
+        except ContextWindowError:
+            raise _no_room("the prompt", window, len(ids)) from None
 
-    def check_length(self, prompt: str | Sequence[int]) -> None:
+    def check_length(self, prompt: str | Sequence[int], what: str = "the prompt") -> None:
         """Raise `ContextWindowError` for what cannot fit, before it is read: a text of 2 MB takes a core for 0.7 s."""
         window = self.scheduler.window(None)
         if not isinstance(prompt, str):
             if len(prompt) > window:
-                fit(prompt, window, 1)
+                raise _no_room(what, window, len(prompt))
         elif len(prompt) > (most := max(LARGE, _LONGEST * window)):
             raise ContextWindowError(
-                f"the prompt must be at most {most:,} characters for a context window of {window} tokens, but has "
+                f"{what} must be at most {most:,} characters for a context window of {window} tokens, but has "
                 f"{len(prompt):,}: shorten it"
             )
 
@@ -254,6 +280,13 @@ class Served:
         return await run_in_threadpool(
             constraint, self.model.tokenizer, json_schema=schema, regex=body.regex, end_ids=self.model.end_ids
         )
+
+
+def _no_room(what: str, window: int, tokens: int) -> ContextWindowError:
+    """What a caller is told, who has no flag to cut a text with."""
+    return ContextWindowError(
+        f"{what} must leave room in the context window of {window} tokens, but has {tokens}: shorten it"
+    )
 
 
 def opened(options: Options) -> LanguageModel:

@@ -12,6 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from loquela.api import LanguageModel
+from loquela.checkpoint.sentence import Pooling
 from loquela.generation.embed import embed
 from loquela.serving.answers import Detokenized, EmbeddingAnswer, EmbeddingEntry, Tokenized, UsageAnswer
 from loquela.serving.asking import rendered
@@ -25,20 +26,20 @@ __all__ = ["detokenize", "embeddings", "tokenize"]
 
 
 async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) -> Response:
-    """Return a vector for each text. Each text is read by itself, and others may be read in between."""
+    """Return a vector for each text. Each text is read by itself, and others may be read in between.
+
+    All are looked at before any is computed: what cannot be read is refused at once.
+    """
     adapter = served.adapter(body.model)
-    texts = listed(body.input)
-    for text in texts:
-        if not isinstance(text, str):
-            await aside(len(text), served.check_ids, text)
+    rows = await _rows(served, listed(body.input), adapter)
     left = False
 
-    def one(model: LanguageModel, text: str | list[int]) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = embed(model.network, model.tokenizer, [text], model.pooling)[0].float().numpy()
+    def one(model: LanguageModel, row: list[int]) -> NDArray[np.float32]:
+        vector: NDArray[np.float32] = embed(model.network, model.tokenizer, [row], model.pooling)[0].float().numpy()
         return vector
 
     async def all_of_them() -> list[NDArray[np.float32]]:
-        return [await served.look(adapter, partial(one, text=text)) for text in texts if not left]
+        return [await served.look(adapter, partial(one, row=row)) for row in rows if not left]
 
     def leave() -> None:
         nonlocal left
@@ -52,7 +53,7 @@ async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) 
             param="dimensions",
             code="invalid_value",
         )
-    spent = sum([len(await served.encode(text) if isinstance(text, str) else text) for text in texts])
+    spent = sum(map(len, rows))
     head = EmbeddingAnswer(
         model=served.name if adapter is None else adapter,
         data=[],
@@ -65,6 +66,33 @@ async def embeddings(served: Served, http: HttpRequest, body: EmbeddingRequest) 
 
     numbers = len(vectors) * len(vectors[0])
     return await json_answer(head.model_dump(exclude={"data"}), "data", list(enumerate(vectors)), entry, numbers)
+
+
+async def _rows(served: Served, texts: list[str | list[int]], adapter: str | None) -> list[list[int]]:
+    """Return the token ids of each text; raises a 400 for the first of which there can be no vector."""
+    network, pooling = served.model.network, served.model.pooling or Pooling()
+    if network.kind == "encoder-decoder":
+        told = f"vectors need an encoder or a decoder: what {network.config.model_type} reads has none of its own here"
+        raise ApiError(400, told, code="unavailable")
+    for text in texts:
+        served.check_length(text, "a text")
+    window = served.scheduler.window(adapter)
+    longest = min(pooling.max_length or window, window)
+    rows = []
+    for number, text in enumerate(texts, 1):
+        which = f"text {number} of {len(texts)}"
+        if isinstance(text, str):
+            row = await served.encode(pooling.prompt + text)
+        else:
+            await aside(len(text), served.check_ids, text)
+            row = text
+        if not row:
+            raise ApiError(400, f"a text must have a token to be embedded, but {which} has none", code="invalid_value")
+        if len(row) > longest:
+            told = f"a text must have at most {longest} tokens to be embedded, but {which} has {len(row)}: shorten it"
+            raise ApiError(400, told, code="context_length_exceeded")
+        rows.append(row)
+    return rows
 
 
 def _listed(vector: NDArray[np.float32]) -> list[float]:

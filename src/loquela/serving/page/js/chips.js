@@ -97,7 +97,7 @@ export function chip(piece, does = {}) {
       class: `chip ${shade(probability)}${bare ? " mark" : ""}`,
       "aria-label": `${piece.token || "token"}, probability ${percent(probability)}`,
     },
-    bare ? `⟨${piece.token}⟩` : shown,
+    bare ? `⟨${visible(piece.token)}⟩` : shown,
   );
   const branch = does.branch ?? null;
   let hover = 0;

@@ -5,13 +5,13 @@ import { controls } from "./controls.js";
 import { byId, calmly, el, notice } from "./dom.js";
 import { nextPanel } from "./next.js";
 import { shareBar } from "./share.js";
-import { keep, recall, settings, state } from "./state.js";
+import { keep, onModel, recall, settings, state } from "./state.js";
 import { write } from "./writing.js";
 
 /**
  * @typedef {import("./api.js").Piece} Piece
  * @typedef {{id: number, parent: number | null, at: number, model: string, prompt: string, promptIds: number[], pieces: Piece[],
- *   settings: Record<string, any>, seed: number}} Branch
+ *   settings: Record<string, any>, seed: number, said?: string}} Branch
  */
 
 const MOST_KEPT = 60;
@@ -46,6 +46,7 @@ export function completeSection() {
 
   /** @param {Branch} branch @param {number} end */
   const look = (branch, end) => void next.show(branch.promptIds, branch.pieces.slice(0, end).map((p) => p.id));
+  onModel(() => (current ? look(current, current.pieces.length) : prompt.value && follow()));
 
   /** @param {Branch} branch @param {number} index */
   const chipOf = (branch, index) =>
@@ -62,6 +63,7 @@ export function completeSection() {
   const show = (branch) => {
     current = branch;
     closePopover();
+    said.textContent = branch.said ?? "";
     prompt.value = branch.prompt;
     output.replaceChildren(
       el("span", { class: "given" }, branch.prompt),
@@ -84,7 +86,9 @@ export function completeSection() {
         {},
         ...children.map((branch) => {
           const words = branch.pieces.slice(branch.at).map((p) => p.token).join("");
-          const label = `${branch.parent === null ? branch.prompt.slice(0, 40) : "…"}${words}`.replace(/\s+/g, " ").slice(0, 60) || "…";
+          const { prompt } = branch;
+          const begun = branch.parent !== null ? "…" : prompt.length > 40 ? `${prompt.slice(0, 40)}… ` : prompt;
+          const label = `${begun}${words}`.replace(/\s+/g, " ").slice(0, 60) || "…";
           return el(
             "li",
             {},
@@ -93,7 +97,12 @@ export function completeSection() {
               textContent: label,
               title: `${branch.model}, seed ${branch.seed}`,
               "aria-current": String(branch === current),
-              on: { click: () => show(branch) },
+              on: {
+                click: () => {
+                  show(branch);
+                  look(branch, branch.pieces.length);
+                },
+              },
             }),
             list(branch.id),
           );
@@ -115,8 +124,8 @@ export function completeSection() {
     go.disabled = true;
     stop.disabled = false;
     branches = [branch, ...branches.filter((b) => b !== branch)].slice(0, MOST_KEPT);
+    branch.said = "";
     show(branch);
-    said.textContent = "";
     const began = performance.now();
     const given = branch.pieces.length;
     try {
@@ -133,13 +142,16 @@ export function completeSection() {
       branch.seed = done.seed;
       const seconds = (performance.now() - began) / 1000;
       const written = branch.pieces.length - given;
-      const reason = own.signal.aborted ? "stopped" : branch.pieces.at(-1)?.finish_reason === "stop" ? "the end" : "as long as asked";
-      said.textContent = `${branch.promptIds.length} + ${written} tokens in ${seconds.toFixed(1)} s, ${(written / seconds).toFixed(0)} a second; ${reason}; seed ${branch.seed}`;
-      if (current === branch) show(branch);
-      look(branch, branch.pieces.length);
+      const ended = branch.pieces.at(-1)?.finish_reason === "stop";
+      const full = written < left ? "the window is full" : "as long as asked";
+      const reason = own.signal.aborted ? "stopped" : ended ? "the end" : full;
+      branch.said = `${branch.promptIds.length} + ${written} tokens in ${seconds.toFixed(1)} s, ${(written / seconds).toFixed(0)} a second; ${reason}; seed ${branch.seed}`;
+      if (current === branch) {
+        show(branch);
+        look(branch, branch.pieces.length);
+      }
     } catch (error) {
       notice(error instanceof Error ? error.message : String(error));
-      said.textContent = "";
       if (!branch.pieces.length) branches = branches.filter((b) => b !== branch);
       drawTree();
     } finally {

@@ -9,7 +9,7 @@ import { byId, el, notice } from "./dom.js";
 import { fewshotSection } from "./fewshot.js";
 import { insideSection } from "./inside.js";
 import { themed } from "./plot.js";
-import { keep, recall, settings, state } from "./state.js";
+import { choose, keep, recall, settings, state } from "./state.js";
 import { tasksSection } from "./tasks.js";
 import { tourSection } from "./tour.js";
 import { trainSection } from "./train.js";
@@ -68,7 +68,16 @@ async function begin() {
     (Object.keys(about.adapters).length ? `; adapters: ${Object.entries(about.adapters).map(([n, m]) => `${n} (${m})`).join(", ")}` : "");
   const model = /** @type {HTMLSelectElement} */ (byId("model"));
   model.append(...[about.name, ...Object.keys(about.adapters)].map((name) => el("option", { value: name, textContent: name })));
-  model.addEventListener("change", () => (state.model = model.value));
+  model.addEventListener("change", () => choose(model.value));
+  byId("tabs").addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const tabs = /** @type {HTMLElement[]} */ ([...byId("tabs").children]);
+    const at = tabs.findIndex((tab) => tab === document.activeElement);
+    if (!step || at < 0) return;
+    const to = tabs[(at + step + tabs.length) % tabs.length];
+    to.click();
+    to.focus();
+  });
   byId("tabs").append(
     ...Object.entries(SECTIONS).map(([name, { title }], index) =>
       el("button", {

@@ -34,6 +34,23 @@ export function onSettings(watcher) {
   return () => watchers.delete(watcher);
 }
 
+/** @type {Set<() => void>} */
+const choosers = new Set();
+
+/**
+ * Be told when another model is chosen.
+ * @param {() => void} watcher
+ */
+export function onModel(watcher) {
+  choosers.add(watcher);
+}
+
+/** @param {string} model */
+export function choose(model) {
+  state.model = model;
+  for (const watcher of choosers) watcher();
+}
+
 /**
  * @param {string} name
  * @param {any} value

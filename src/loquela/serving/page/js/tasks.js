@@ -154,7 +154,8 @@ function searching() {
     scored.sort((a, b) => b.score - a.score);
     result.replaceChildren(...scored.map(({ line, score }) => el("li", {}, `${line} `, el("span", { class: "soft" }, score.toFixed(3)))));
   });
-  return card("Search", null, corpus, el("label", { class: "soft" }, "Looking for ", query), work, result);
+  const missing = state.about.kind === "encoder-decoder" ? "this model gives no vectors of texts." : null;
+  return card("Search", missing, corpus, el("label", { class: "soft" }, "Looking for ", query), work, result);
 }
 
 function infilling() {
