@@ -156,6 +156,7 @@ def test_saved_and_loaded_it_is_the_same(model: LanguageModel, tmp_path: Path) -
     assert again.generate("The cat") == model.generate("The cat")
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
     exact = load(tmp_path / "copy", dtype="float64").logits([1, 2])
+    assert torch.equal(load(tmp_path / "copy", dtype=torch.float64).logits([1, 2]), exact)
     torch.testing.assert_close(exact.float(), model.logits([1, 2]))
 
 
@@ -169,3 +170,36 @@ def test_what_is_not_there_is_said(directory: Path, tmp_path: Path) -> None:
         bare.generate("The")
     with pytest.raises(UsageError, match="did you mean 'temperature'"):
         load(directory).generate("The", temprature=1)
+
+
+def test_an_encoder_decoder_reads_a_source_and_a_target() -> None:
+    model = load("translator")
+    source, start = model.tokenizer.encode_batch(["Good night."] * 2), model.network.start_token_id
+    target = [[start, 5, 6, 7], [start, 8, 9, 4]]
+    logits, hidden = model.logits(source, target), model.hidden(source, target)
+    assert logits.shape == (2, 4, model.network.vocab_size)
+    torch.testing.assert_close(model.network.head(hidden), logits)
+    assert not logits.requires_grad
+    torch.testing.assert_close(model.logits(source[0], target[0]), logits[:1])
+    said = model.generate("Good night.", max_new_tokens=1, temperature=0).tokens[0]
+    assert logits[0, 0].argmax() == said.id, "the first logits are those of the first token that it writes"
+    read = model.hidden(source)
+    assert read.shape == (2, len(source[0]), model.network.dim)
+    torch.testing.assert_close(model.embed("Good night.")[0], read[0].mean(0))
+    with pytest.raises(UsageError, match="needs a target beside its source"):
+        model.logits(source)
+    with pytest.raises(UsageError, match="as many targets as sources, 2, but there are 1"):
+        model.logits(source, target[0])
+    rounded = load("translator", quantize="int8")
+    assert rounded.logits(source, target).shape == logits.shape
+    with pytest.raises(UsageError, match="load the model without quantize"):
+        rounded.hidden(source)
+    with pytest.raises(UsageError, match="leave the target out"):
+        load("stories").logits([1, 2], [3])
+
+
+def test_an_encoder_is_not_asked_to_write() -> None:
+    cloze = load("cloze")
+    for ask in cloze.generate, cloze.stream:
+        with pytest.raises(UsageError, match="for a model that writes, but bert reads a text whole"):
+            ask("The [MASK] sat.")

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from loquela.checkpoint.sentence import Pooling, read_pooling, sentence_files
-from loquela.checkpoint.store import opened, save_model
+from loquela.checkpoint.store import end_ids, opened, save_model
 from loquela.data.readers import Piece as TextPiece
 from loquela.engine.choosing import Engine, EngineName, quantised_network, stored_width, warm
-from loquela.errors import ContextWindowError, TokenizerError, UsageError
+from loquela.errors import TokenizerError, UsageError
 from loquela.evaluation.perplexity import Score, score
 from loquela.generation.completion import Completion, Piece, choices, prompt_ids, stream
 from loquela.generation.constrain import constraint
 from loquela.generation.decode import Speculation, evaluating
 from loquela.generation.embed import embed
+from loquela.generation.inputs import Ids, rows, source_and_target, states
 from loquela.generation.settings import GenerationSettings, settled
 from loquela.generation.speculative import Draft, draft_of
 from loquela.generation.tagging import TaggedWord, tag
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LanguageModel", "load"]
 
-Ids: TypeAlias = "Sequence[int] | Sequence[Sequence[int]] | Tensor"
 Wear: TypeAlias = "Names | EllipsisType"
 """What a call wears: an adapter, None for the base alone, one of both per row, or `...`: as the model was loaded."""
 
@@ -45,8 +45,8 @@ Wear: TypeAlias = "Names | EllipsisType"
 def load(
     directory: str | Path,
     adapter: str | Path | Mapping[str, str | Path] | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     *,
     engine: EngineName = "auto",
     quantize: Quantize | None = None,
@@ -124,26 +124,34 @@ class LanguageModel:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end a text: those of the generation config, else of the config, else the tokenizer's EOS."""
-        ends = self.generation_config.get("eos_token_id", self.network.config.extra.get("eos_token_id"))
-        if ends is None:
-            ends = [] if self._tokenizer is None or self._tokenizer.eos_id is None else self._tokenizer.eos_id
-        return frozenset([ends] if isinstance(ends, int) else ends)
+        """The tokens that end a text; see `checkpoint.store.end_ids`."""
+        return end_ids(self.network, self._tokenizer, self.generation_config)
 
     # -- numbers
 
-    def logits(self, ids: Ids, *, adapter: Wear = ...) -> Tensor:
-        """Return the logits (batch, seq, vocab) of token ids (seq,) or (batch, seq); each row may wear its own."""
-        with evaluating(self.network), self.wearing(adapter):
-            return cast(Tensor, self.network(self._batch(ids)))
+    def logits(self, ids: Ids, target: Ids | None = None, *, adapter: Wear = ...) -> Tensor:
+        """Return the logits (batch, seq, vocab) of token ids (seq,) or (batch, seq); each row may wear its own.
 
-    def hidden(self, ids: Ids, *, adapter: Wear = ...) -> Tensor:
-        """Return the last hidden states (batch, seq, dim) of token ids (seq,) or (batch, seq); see `logits`."""
+        Of an encoder-decoder `ids` are the source, and the logits those of `target`, what its decoder reads: the token
+        that it starts from, then the text (transformers' `decoder_input_ids`).
+        """
         with evaluating(self.network), self.wearing(adapter):
-            return self.network.hidden(self._batch(ids))
+            tokens, source = source_and_target(self.network, ids, target)
+            return cast(Tensor, self.network(tokens, **source))
+
+    def hidden(self, ids: Ids, target: Ids | None = None, *, adapter: Wear = ...) -> Tensor:
+        """Return the last hidden states (batch, seq, dim) of token ids (seq,) or (batch, seq); see `logits`.
+
+        Of an encoder-decoder without a `target` they are the encoder's.
+        """
+        with evaluating(self.network), self.wearing(adapter):
+            if target is None and self.network.kind == "encoder-decoder":
+                return states(self.network, rows(self.network, ids))
+            tokens, source = source_and_target(self.network, ids, target)
+            return self.network.hidden(tokens, **source)
 
     def embed(self, texts: str | Sequence[str], *, adapter: str | EllipsisType | None = ...) -> Tensor:
-        """Return one vector per text (n, dim), by `pooling`, else the mean of its last hidden states."""
+        """Return one vector per text (n, dim), by `pooling`, else the mean of its last hidden states (see `hidden`)."""
         with self.wearing(adapter):
             return embed(self.network, self.tokenizer, [texts] if isinstance(texts, str) else texts, self.pooling)
 
@@ -285,6 +293,11 @@ class LanguageModel:
         self, prompt: str | Sequence[int], settings: GenerationSettings, *, truncate: bool = False
     ) -> tuple[list[int], int]:
         """Return a prompt's token ids as the context window takes them, and how many were cut off at its start."""
+        if self.network.kind == "encoder":
+            raise UsageError(
+                f"a prompt is for a model that writes, but {self.network.config.model_type} reads a text whole: what "
+                "belongs behind its masks `loquela generate` and `loquela.generation.fill` tell"
+            )
         ids = prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
         kept = fit(ids, self.context_length, settings.max_new_tokens, truncate=truncate)
         return kept, len(ids) - len(kept)
@@ -298,20 +311,3 @@ class LanguageModel:
         save_model(
             self.network, self._tokenizer, directory, generation_config=self.generation_config, extra_files=extra
         )
-
-    def _batch(self, ids: Ids) -> Tensor:
-        try:
-            tokens = torch.as_tensor(ids)
-        except (TypeError, ValueError):
-            raise UsageError("rows of token ids must be of one length, but are not: pass them one by one") from None
-        if tokens.dim() not in (1, 2) or tokens.numel() == 0 or tokens.is_floating_point():
-            raise UsageError(f"token ids must be whole numbers (seq,) or (batch, seq), not {[*tokens.shape]}")
-        if tokens.shape[-1] > self.context_length:
-            raise ContextWindowError(
-                f"token ids must fit the context window of {self.context_length} tokens, but are {tokens.shape[-1]}"
-            )
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.network.vocab_size:
-            wrong = low if low < 0 else high
-            raise UsageError(f"token ids must be from 0 to {self.network.vocab_size - 1}, but one is {wrong}")
-        return tokens.reshape(-1, tokens.shape[-1]).to(next(self.network.parameters()).device, torch.int64)

@@ -169,6 +169,29 @@ def test_what_does_not_fit_is_dropped_or_left_out_and_said(
         evaluate(tiny, task, data_dir=path.parent)
 
 
+def test_a_task_of_which_no_item_fits_costs_no_other_its_result(
+    tokenizer: Tokenizer, rows_file: Write, questions: list[Row], tmp_path: Path
+) -> None:
+    narrow = LocalSubject(make("llama", tokenizer, max_position_embeddings=60), "narrow")
+    path = rows_file(questions)
+    quiz, long = task_of(path), task_of(path, name="long", description="what " * 80)
+    log = tmp_path / "log.jsonl"
+    alone = evaluate(narrow, quiz, data_dir=path.parent)
+    for asked in 50, 0:  # the second goes on from the log
+        found = evaluate(narrow, [long, quiz], data_dir=path.parent, log=log)
+        assert found.results["quiz"].as_dict() == alone.results["quiz"].as_dict()
+        assert list(found.results) == ["quiz"]
+        assert list(found.failed) == ["long"]
+        assert found.asked == asked
+        said = found.as_dict()["failed"]["long"]
+        assert "no item of task long fits the context window of 60 tokens" in said
+    with pytest.raises(UsageError, match="needs a task"):
+        evaluate(narrow, [])
+    other = task_of(path, name="other", description="what " * 80)
+    with pytest.raises(ContextWindowError, match="no item of task long"):
+        evaluate(narrow, [long, other], data_dir=path.parent)
+
+
 def test_by_generation(llama: LocalSubject, rows_file: Write, questions: list[Row]) -> None:
     class Oracle(LocalSubject):
         def complete(self, prompt: str, *, max_new_tokens: int, stop: Any) -> str:
@@ -192,6 +215,7 @@ def test_two_models_item_by_item(
     found = compare(task_of(path), ours, theirs)
     assert found["n"] == 50
     assert found["scores"] == theirs.scores
+    assert list(found["differences"]) == list(ours.scores), "in an order that no hash decides"
     gap = found["differences"]["accuracy"]
     assert gap["difference"] == pytest.approx(ours.scores["accuracy"] - theirs.scores["accuracy"])
     assert 0 < gap["p"] <= 1
@@ -243,7 +267,7 @@ def test_a_model_directory_will_do(
     opened = loquela.evaluate(loquela.load(tmp_path / "model"), str(path), limit=9)
     named = loquela.evaluate(tmp_path / "model", path, limit=9)
     assert opened.results["set"].records == named.results["set"].records
-    assert set(named.as_dict()) == {"results", "seconds", "items_per_second"}
+    assert set(named.as_dict()) == {"results", "seconds", "items_per_second", "failed"}
     assert {"accuracy", "ci95", "n", "chance", "majority"} <= set(named.as_dict()["results"]["set"])
 
 

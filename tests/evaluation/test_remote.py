@@ -17,8 +17,9 @@ import pytest
 from loquela.errors import ContextWindowError, DataError, LoquelaError, UsageError
 from loquela.evaluation import client
 from loquela.evaluation.local import LocalSubject
+from loquela.evaluation.plan import Settings
 from loquela.evaluation.remote import RemoteSubject
-from loquela.evaluation.run import evaluate
+from loquela.evaluation.run import evaluate, prepare_task, run
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -214,6 +215,20 @@ def test_many_requests_at_a_time_change_no_record(
     )
     with pytest.raises(UsageError, match="1 request at a time or more"):
         connect(answer, at_once=0)
+
+
+def test_documents_that_a_server_refuses_are_sent_once(shared_data: Path) -> None:
+    prepared = prepare_task("search_en", data_dir=shared_data)
+    calls = []
+
+    def narrow(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        return httpx.Response(400, json={"error": {"message": "9 tokens", "code": "context_length_exceeded"}})
+
+    subject = connect(narrow, model="tiny", at_once=1)
+    with pytest.raises(ContextWindowError, match=r"no item of task search_en fits .*9 tokens"):
+        run(subject, [prepared], Settings(limit=20))
+    assert len(calls) == 1
 
 
 def test_what_a_server_says_too_much_is_cut(llama: LocalSubject) -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from specimens import MORE, Make, model_of
 
-from loquela.api import LanguageModel
+from loquela.api import LanguageModel, load
+from loquela.errors import UsageError
 from loquela.inspection import UnavailableError, inspect
 from loquela.inspection.credit import attribute
 from loquela.inspection.pictures.attribution import gradient_times_input
-from loquela.inspection.pictures.lens import lens
+from loquela.inspection.pictures.lens import lens, predictions
 from loquela.inspection.reading import Reading, read
 
 TEXT = "The cat sat on the mat; the dog sat"
@@ -127,3 +128,19 @@ def test_one_token_against_another(stories: LanguageModel) -> None:
     shown = inspect.attribution(stories, text, token="boy" if stories.tokenizer.id_of("boy") else ".", against="g").data
     assert shown["total"] == pytest.approx(shown["token"]["logit"] - shown["against"]["logit"], abs=1e-6)
     assert sum(t["value"] for t in shown["terms"]) == pytest.approx(shown["total"], abs=1e-4)
+
+
+def test_an_encoder_is_asked_about_its_mask_and_at_its_places() -> None:
+    cloze = load("cloze")
+    with pytest.raises(UsageError, match=r"needs one \[MASK\], but has 0"):
+        inspect.attribution(cloze, "The cat sat.")
+    with pytest.raises(UsageError, match=r"needs one \[MASK\], but has 2"):
+        inspect.attribution(cloze, "The [MASK] [MASK].")
+    assert inspect.attribution(cloze, "The cat sat.", place=2).data["place"] == 2
+    shown = inspect.lens(cloze, "The cat [MASK].")
+    assert predictions(shown.data).layout.xaxis.title.text == "at this token"
+    wide = inspect.lens(load("stories"), "One day, a girl named Lily " * 6)
+    assert predictions(wide.data).layout.xaxis.title.text == "after this token"
+    cells = [text for row in predictions(wide.data).data[0].text for text in row]
+    assert max(map(len, cells)) <= 4, "what has no room in its cell is cut in the cell, not in the data"
+    assert max(len(cell[0]["text"]) for row in wide.data["top"] for cell in row) > 4

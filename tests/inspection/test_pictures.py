@@ -20,6 +20,7 @@ from loquela.api import LanguageModel
 from loquela.errors import DataError, MissingExtraError, UsageError
 from loquela.inspection import PICTURES, UnavailableError, inspect
 from loquela.inspection.geometry import pca, project
+from loquela.inspection.pictures.positions import table
 
 EVERYWHERE = {"anatomy", "diff", "languages", "next", "tokens"}
 LACKING = {  # picture → kinds of model that cannot show it
@@ -381,3 +382,16 @@ def test_the_documentation_names_every_picture_and_key() -> None:
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
         for key in inspect(name, model_of("llama"), text).data:
             assert f"`{key}`" in row or key == "unavailable", (name, key)
+
+
+def test_one_large_number_does_not_pale_the_learned_positions(model: Make) -> None:
+    found = model("position_switch learned")
+    shown = inspect.positions(found).data
+    assert table(shown).data[0].zmax is None
+    with torch.no_grad():
+        next(p for n, p in found.network.named_parameters() if "position" in n)[0, 0] = 1000.0
+    pale = inspect.positions(found).data
+    drawn = table(pale)
+    assert drawn.data[0].zmax == -drawn.data[0].zmin < 100
+    assert drawn.data[0].z[0][0] == 1000, "the data are whole"
+    assert "up to 1e+03" in str(drawn.layout)

@@ -35,7 +35,7 @@ def compare(task: Task, first: TaskResult, second: TaskResult) -> dict[str, Any]
             ).as_dict()
         return found
     values, others = item_scores(task, mine), item_scores(task, other)
-    for metric in values.keys() & others.keys():
+    for metric in (metric for metric in values if metric in others):
         found["differences"][metric] = difference(values[metric], others[metric]).as_dict()
     return found
 

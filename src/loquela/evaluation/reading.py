@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -11,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loquela.data.readers import read_pieces
-from loquela.errors import LoquelaError, UsageError
+from loquela.errors import UsageError
 from loquela.evaluation.local import LocalSubject
-from loquela.evaluation.perplexity import Prepared, prepare, score_windows
+from loquela.evaluation.perplexity import Prepared, finite_sum, prepare, score_windows, spans
 from loquela.evaluation.plan import Settings
 from loquela.evaluation.pseudo import prepare_lines, pseudo_log_probs
 from loquela.evaluation.record import Record
@@ -43,9 +42,9 @@ def windows(
     if isinstance(subject, RemoteSubject):
         tokens = RemoteTokens(subject)
         window = min(remote_window(tokens, None), _LONGEST_WINDOW)
-        text = _limited(prepare(tokens, read_pieces(file, notes=notes)), window, settings.limit, notes)
-        found = remote_windows(subject, text.ids, window=window, stride=max(1, window // 2), skip=done)
-        return _records(found, done, {"bytes": text.n_bytes}), _count(text, window)
+        text, stride = _limited(prepare(tokens, read_pieces(file, notes=notes)), window, settings.limit, notes)
+        found = remote_windows(subject, text.ids, window=window, stride=stride, skip=done)
+        return _records(found, done, {"bytes": text.n_bytes}), _count(text, window, stride)
     if not isinstance(subject, LocalSubject) or subject.kind not in ("decoder", "encoder"):
         raise cannot(subject.name, "writes from left to right, or fills masks,")
     network, tokenizer = subject.network, subject.tokenizer
@@ -60,9 +59,9 @@ def windows(
             _inside(subject, pseudo_log_probs(network, tokenizer, lines.blocks, skip=skip)), done, more
         ), len(numbers)
     window = min(subject.window or _LONGEST_WINDOW, _LONGEST_WINDOW)
-    text = _limited(prepare(tokenizer, read_pieces(file, notes=notes)), window, settings.limit, notes)
-    found = score_windows(network, text.ids, window=window, stride=max(1, window // 2), skip=done)
-    return _records(_inside(subject, found), done, more | {"bytes": text.n_bytes}), _count(text, window)
+    text, stride = _limited(prepare(tokenizer, read_pieces(file, notes=notes)), window, settings.limit, notes)
+    found = score_windows(network, text.ids, window=window, stride=stride, skip=done)
+    return _records(_inside(subject, found), done, more | {"bytes": text.n_bytes}), _count(text, window, stride)
 
 
 class _Others(Container[int]):
@@ -75,19 +74,19 @@ class _Others(Container[int]):
         return number not in self._left
 
 
-def _limited(text: Prepared, window: int, limit: int | None, notes: list[str]) -> Prepared:
-    """Return the tokens of the first `limit` windows, and say so."""
+def _limited(text: Prepared, window: int, limit: int | None, notes: list[str]) -> tuple[Prepared, int]:
+    """Return the tokens of the first `limit` windows, and how far one begins behind another; say both."""
     stride, ids, n_bytes = max(1, window // 2), text.ids, text.n_bytes
     if limit is not None and (most := window + (limit - 1) * stride) < len(ids) - 1:
         n_bytes = round(n_bytes * most / (len(ids) - 1))
         ids = ids[: most + 1]
         notes.append(f"the first {limit} windows only; their bytes are taken from the whole text's bytes a token")
     notes += [*text.notes, f"windows of {window} tokens, each {stride} after the last"]
-    return Prepared(ids, n_bytes, text.notes)
+    return Prepared(ids, n_bytes, text.notes), stride
 
 
-def _count(text: Prepared, window: int) -> int:
-    return max(1, -(-(len(text.ids) - 1 - window) // max(1, window // 2)) + 1)
+def _count(text: Prepared, window: int, stride: int) -> int:
+    return sum(1 for _ in spans(len(text.ids) - 1, window, stride))
 
 
 def _inside(subject: LocalSubject, found: Scored) -> Scored:
@@ -98,7 +97,4 @@ def _inside(subject: LocalSubject, found: Scored) -> Scored:
 def _records(found: Scored, done: dict[int, Record], more: Record) -> Source:
     yield from ((number, record, False) for number, record in done.items())
     for number, log_probs in found:
-        value = float(log_probs.sum())
-        if not math.isfinite(value):
-            raise LoquelaError("log-probabilities must be finite, but are not: the model's weights are damaged")
-        yield number, {"log_prob": value, "tokens": len(log_probs), **more}, True
+        yield number, {"log_prob": finite_sum(log_probs), "tokens": len(log_probs), **more}, True

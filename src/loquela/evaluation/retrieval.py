@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loquela.errors import LoquelaError
 from loquela.evaluation.items import Item
 from loquela.evaluation.record import Record
 from loquela.evaluation.rows import Row
@@ -27,18 +28,28 @@ class Ranker:
         self.subject = subject
         self.documents = documents(task, rows)
         self._number = {text: i for i, text in enumerate(self.documents)}
-        self._vectors: npt.NDArray[np.floating[Any]] | None = None
+        self._vectors: npt.NDArray[np.floating[Any]] | LoquelaError | None = None
         self._first = threading.Lock()
 
     def __call__(self, asked: Item) -> Record:
         """Return where the right document stands, from 1, and which stand first."""
-        with self._first:
-            if self._vectors is None:
-                self._vectors = self.subject.embed(self.documents)
-        order = ranking(self.subject.embed(asked.questions)[0], self._vectors)
+        vectors = self._read()
+        order = ranking(self.subject.embed(asked.questions)[0], vectors)
         gold = self._number[asked.references[0]]
         rank = int(np.flatnonzero(order == gold)[0]) + 1
         return {"gold": gold, "rank": rank, "top": order[:_SHOWN].tolist(), "documents": len(self.documents)}
+
+    def _read(self) -> npt.NDArray[np.floating[Any]]:
+        """Return the documents' vectors; what refuses them once is not asked again for every question."""
+        with self._first:
+            if self._vectors is None:
+                try:
+                    self._vectors = self.subject.embed(self.documents)
+                except LoquelaError as error:
+                    self._vectors = error
+            if isinstance(self._vectors, LoquelaError):
+                raise self._vectors
+            return self._vectors
 
 
 def documents(task: Task, rows: list[Row]) -> list[str]:

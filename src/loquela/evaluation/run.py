@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from loquela.checkpoint.sentence import read_pooling
-from loquela.checkpoint.store import load_model
+from loquela.checkpoint.store import end_ids, load_model
 from loquela.engine.choosing import Engine
-from loquela.errors import ContextWindowError, DataError, TokenizerError, UsageError, nearest
+from loquela.errors import (
+    ContextWindowError,
+    DataError,
+    LoquelaError,
+    StorageError,
+    TokenizerError,
+    UsageError,
+    nearest,
+)
 from loquela.evaluation import code, retrieval
 from loquela.evaluation import task as tasks
 from loquela.evaluation.ask import Asker, one_by_one
@@ -69,6 +77,8 @@ class Evaluation:
     seconds: float
     asked: int
     """Items that were asked now, those of an earlier run left out."""
+    failed: dict[str, LoquelaError] = field(default_factory=dict)
+    """Why a task has no result, where others have one."""
 
     def as_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -76,6 +86,7 @@ class Evaluation:
             "results": {name: result.as_dict() for name, result in self.results.items()},
             "seconds": self.seconds,
             "items_per_second": self.asked / self.seconds if self.seconds else 0.0,
+            "failed": {name: str(error) for name, error in self.failed.items()},
         }
 
 
@@ -95,7 +106,8 @@ def evaluate(
 
     `settings` are those of `loquela.evaluation.plan.Settings`: `shots`, `select`, `seed`, `order`, `by`, `corrected`,
     `limit`, `engine` … `log` keeps a record per item, and an evaluation that was interrupted goes on from it. Raises
-    `UsageError` for what cannot be asked, `DataError` for rows that are missing.
+    `UsageError` for what cannot be asked, `DataError` for rows that are missing, `ContextWindowError` where no item
+    fits; of several tasks, only where none has a result: else those that have none are in `Evaluation.failed`.
     """
     given = [task] if isinstance(task, str | Path | Task) else list(task)
     try:
@@ -105,6 +117,8 @@ def evaluate(
         raise UsageError(
             f"there is no setting {unknown!r} of an evaluation{nearest(unknown, Settings.__dataclass_fields__)}"
         ) from None
+    if not given:
+        raise UsageError("an evaluation needs a task: a name, a YAML task or a data file")
     subject = _subject(model, chosen)
     prepared = [prepare_task(one, data_dir=None if data_dir is None else Path(data_dir), hub=hub) for one in given]
     return run(subject, prepared, chosen, log=None if log is None else Path(log), progress=progress)
@@ -127,9 +141,7 @@ class _Directory:
             raise TokenizerError(f"text needs the model's tokenizer.json, but {directory} has none")
         self.network, self.tokenizer, self.pooling = loaded.network, loaded.tokenizer, read_pooling(loaded.directory)
         self.engine = Engine()
-        ends = loaded.generation_config.get("eos_token_id", self.network.config.extra.get("eos_token_id"))
-        ends = self.tokenizer.eos_id if ends is None else ends
-        self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or [])
+        self.end_ids = end_ids(self.network, self.tokenizer, loaded.generation_config)
 
 
 def open_task(task: str | Path | Task) -> tuple[Task, Path | None, str]:
@@ -181,23 +193,39 @@ def run(
         "tasks": {one.task.name: one.fingerprint for one in prepared},
     }
     began, asked = time.perf_counter(), 0
-    results = {}
+    results: dict[str, TaskResult] = {}
+    failed: dict[str, LoquelaError] = {}
     with Log(log, what) as kept:
         for one in prepared:
-            notes = [one.note] if one.note else []
-            records: list[Record] = []
-            for record, fresh in _records(subject, one, settings, kept, notes, progress):
-                records.append(record)
+            try:
+                results[one.task.name], fresh = _result(subject, one, settings, kept, progress)
                 asked += fresh
-            if not records:
-                size = "" if subject.window is None else f" of {subject.window} tokens"
-                raise ContextWindowError(
-                    f"no item of task {one.task.name} fits the context window{size}: use a model with a larger window, "
-                    "or fewer shots"
-                )
-            records.sort(key=lambda record: record["item"])
-            results[one.task.name] = summarise(one.task, records, notes)
-    return Evaluation(results, time.perf_counter() - began, asked)
+            except StorageError:
+                raise
+            except LoquelaError as error:  # what the other tasks found is worth having
+                failed[one.task.name] = error
+    if not results and failed:
+        raise next(iter(failed.values()))
+    return Evaluation(results, time.perf_counter() - began, asked, failed)
+
+
+def _result(
+    subject: Subject, one: Prepared, settings: Settings, kept: Log, progress: Progress | None
+) -> tuple[TaskResult, int]:
+    """Return the result of one task, and how many of its items were asked now."""
+    notes = [one.note] if one.note else []
+    found = [*_records(subject, one, settings, kept, notes, progress)]
+    fitting = sorted((pair for pair in found if "too_long" not in pair[0]), key=lambda pair: pair[0]["item"])
+    if not fitting:
+        size = "" if subject.window is None else f" of {subject.window} tokens"
+        first = next((f" ({record['too_long']})" for record, _ in found), "")
+        raise ContextWindowError(
+            f"no item of task {one.task.name} fits the context window{size}: use a model with a larger window, or "
+            f"fewer shots{first}"
+        )
+    if left := len(found) - len(fitting):
+        notes.append(f"{left} of {len(found)} items were left out: they do not fit the context window, and none is cut")
+    return summarise(one.task, [record for record, _ in fitting], notes), sum(fresh for _, fresh in fitting)
 
 
 def _records(
@@ -212,19 +240,13 @@ def _records(
         numbers = sample(one.rows, settings.limit)
         items = [item(task, one.rows[i], i) for i in numbers]
         source, total = _asked(subject, one, items, settings, done), len(items)
-    too_long = 0
     for count, (number, record, fresh) in enumerate(source, 1):
         if fresh:
             record = {"task": task.name, "item": number, **record}
             kept.add(record)
-        if "too_long" in record:
-            too_long += 1
-        else:
-            yield record, fresh
+        yield record, fresh
         if progress is not None:
             progress(task.name, count, total)
-    if too_long:
-        notes.append(f"{too_long} of {total} items were left out: they do not fit the context window, and none is cut")
 
 
 def _asked(

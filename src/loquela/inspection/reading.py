@@ -24,6 +24,7 @@ __all__ = [
     "Reading",
     "Text",
     "UnavailableError",
+    "gap",
     "layers_of",
     "model_name",
     "numbers",
@@ -130,6 +131,19 @@ def read(model: Inspected, text: Text, target: Text | None = None, *, most: int 
     else:
         written = model.tokenizer.encode(target) if isinstance(target, str) else list(target)
     return Reading(network, ids, [network.start_token_id, *written])
+
+
+def gap(model: Inspected, reading: Reading) -> int:
+    """Return the place of the one mask that an encoder is to fill; raises `UsageError` where there is not just one."""
+    mask = model.tokenizer.mask_id
+    if mask is None:
+        raise UnavailableError("a prediction is unavailable: an encoder fills masks, and its tokenizer has none")
+    if reading.ids.count(mask) != 1:
+        raise UsageError(
+            "an encoder tells which token belongs in a gap: the text needs one "
+            f"{token_text(model.tokenizer, mask)}, but has {reading.ids.count(mask)}"
+        )
+    return reading.ids.index(mask)
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

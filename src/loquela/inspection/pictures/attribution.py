@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from loquela.errors import UsageError
 from loquela.inspection.credit import attribute
-from loquela.inspection.reading import Inspected, Reading, Text, UnavailableError, head, read, token_text, token_texts
+from loquela.inspection.reading import (
+    Inspected,
+    Reading,
+    Text,
+    UnavailableError,
+    gap,
+    head,
+    read,
+    token_text,
+    token_texts,
+)
 from loquela.inspection.strip import strip
 from loquela.inspection.theme import COLOURS, figure, heat, visible_tokens
 
@@ -27,7 +37,7 @@ def data(
     token: Annotated[str | None, "The token that is explained; else the most probable one."] = None,
     against: Annotated[str | None, "Explain its logit minus that of this token."] = None,
     place: Annotated[
-        int | None, "After which token (from 0; -1: the last, as unless said); of an encoder, its mask."
+        int | None, "After which token (from 0; -1: the last, as unless said); of an encoder, its one mask."
     ] = None,
     target: Annotated[str | None, "What an encoder-decoder has written so far."] = None,
 ) -> dict[str, Any]:
@@ -41,14 +51,13 @@ def data(
       encoder-decoder, `source_saliency` for the tokens in `source` too
     """
     reading = read(model, text, target, most=_MOST)
-    count = len(reading.written)
+    count, predicted = len(reading.written), reading.logits()
     if place is None:
-        masked = model.network.kind == "encoder" and model.tokenizer.mask_id in reading.ids
-        place = reading.ids.index(model.tokenizer.mask_id) if masked and model.tokenizer.mask_id is not None else -1
+        place = gap(model, reading) if model.network.kind == "encoder" else -1
     if not -count <= place < count:
         raise UsageError(f"place must be from {-count} to {count - 1}, but is {place}")
     place %= count
-    logits = reading.logits()[place].double()
+    logits = predicted[place].double()
     chosen = int(logits.argmax()) if token is None else _id(model, token)
     other = None if against is None else _id(model, against)
     missing: dict[str, str] = {}

@@ -113,7 +113,8 @@ def _ranks(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def predictions(content: dict[str, Any]) -> go.Figure:
     """The most probable token at every layer and place."""
-    names = [[cell[0]["text"] for cell in row] for row in content["top"]]
+    most = max(3, 110 // len(content["tokens"]))  # characters that a cell has room for
+    names = [[_fitting(cell[0]["text"], most) for cell in row] for row in content["top"]]
     sure = np.array([[cell[0]["probability"] for cell in row] for row in content["top"]], dtype=np.float32)
     listed = 5 if sure.size <= 1500 else 2  # a text in every cell is most of a page
     hover = [
@@ -139,7 +140,7 @@ def predictions(content: dict[str, Any]) -> go.Figure:
         "probable. The top row is the model's own prediction.",
         height=180 + 34 * len(content["layers"]),
     )
-    made.update_xaxes(**ticks(content["tokens"]), tickangle=-50, title="after this token")
+    made.update_xaxes(**ticks(content["tokens"]), tickangle=-50, title=f"{_where(content)} this token")
     return made.update_yaxes(tickvals=list(range(len(content["layers"]))), ticktext=content["layers"], showgrid=False)
 
 
@@ -168,8 +169,16 @@ def ranks(content: dict[str, Any]) -> go.Figure:
         "1 the layers above have nothing to change any more.",
         height=180 + 34 * len(content["layers"]),
     )
-    made.update_xaxes(**ticks(content["tokens"]), tickangle=-50, title="after this token")
+    made.update_xaxes(**ticks(content["tokens"]), tickangle=-50, title=f"{_where(content)} this token")
     return made.update_yaxes(tickvals=list(range(len(content["layers"]))), ticktext=content["layers"], showgrid=False)
+
+
+def _where(content: dict[str, Any]) -> str:
+    return "at" if "next_rank" in content["unavailable"] else "after"
+
+
+def _fitting(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 VIEWS = {"predictions": predictions, "ranks": ranks}
@@ -182,7 +191,7 @@ def terminal(content: dict[str, Any]) -> Any:
 
     shown = max(0, len(content["tokens"]) - 8)
     table = Table(box=None, pad_edge=False)
-    table.add_column("after")
+    table.add_column(_where(content))
     for token in content["tokens"][shown:]:
         table.add_column(repr(token)[1:-1], no_wrap=True)
     for name, row in reversed(list(zip(content["layers"], content["top"], strict=True))):

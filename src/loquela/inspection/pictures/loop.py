@@ -50,11 +50,11 @@ def data(
     ids = read(model, text, target=() if network.kind == "encoder-decoder" else None).ids
     crossing = network.kind == "encoder-decoder"
     with watch(network, *(["decoder.layers.*.cross:weights"] if crossing else [])) as seen:
-        prefix, cache, logits = prefill(network, ids)
+        prefix, cache, outlook = prefill(network, ids)
         steps: list[dict[str, Any]] = []
         completion: list[int] = []
         fed = token_texts(model.tokenizer, prefix)
-        for step in decode(network, prefix, logits, cache, chosen, end_ids=model.end_ids):
+        for step in decode(network, prefix, outlook, cache, chosen, end_ids=model.end_ids):
             last = len(completion) + 1 == min(chosen.max_new_tokens, network.context_length - len(prefix))
             history = History(prefix, tuple(completion), model.end_ids, last)
             own, after = softmax(step.logits), distribution(step.logits, history, chosen)

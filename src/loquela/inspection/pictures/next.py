@@ -11,7 +11,7 @@ from loquela.errors import UsageError
 from loquela.generation.decode import evaluating, prefill
 from loquela.generation.rules import History, Logits, most_probable, softmax
 from loquela.generation.sampling import distribution, stages
-from loquela.inspection.reading import Inspected, Text, UnavailableError, head, read, token_text
+from loquela.inspection.reading import Inspected, Text, UnavailableError, gap, head, read, token_text
 from loquela.inspection.theme import COLOURS, figure, visible_tokens
 
 __all__ = ["VIEWS", "data", "terminal", "waterfall_of"]
@@ -71,21 +71,18 @@ def data(
 def _logits(model: Inspected, text: Text) -> tuple[Logits, list[int]]:
     network = model.network
     if network.kind == "encoder":
-        if model.tokenizer.mask_id is None or getattr(network, "task", "") != "fill-mask":
+        if getattr(network, "task", "") != "fill-mask":
             raise UnavailableError(
                 f"the next token is unavailable: this {network.config.model_type} reads a text whole and has no head "
                 "that fills masks"
             )
         reading = read(model, text)
-        if reading.ids.count(model.tokenizer.mask_id) != 1:
-            mask = token_text(model.tokenizer, model.tokenizer.mask_id)
-            raise UsageError(f"an encoder tells which token belongs in a gap: the text needs one {mask}")
         with evaluating(network):
-            row = head(network, reading.hidden()[0, reading.ids.index(model.tokenizer.mask_id)])
+            row = head(network, reading.hidden()[0, gap(model, reading)])
         return row.double().cpu().numpy(), reading.ids
     ids = read(model, text, target=() if network.kind == "encoder-decoder" else None).ids
-    prefix, _, logits = prefill(network, ids)
-    return logits, ids if network.kind == "decoder" else [*ids, *prefix]
+    prefix, _, outlook = prefill(network, ids)
+    return outlook.values, ids if network.kind == "decoder" else [*ids, *prefix]
 
 
 def waterfall_of(logits: Any, history: History, settings: Any) -> list[dict[str, Any]]:

@@ -160,15 +160,18 @@ def table(content: dict[str, Any]) -> go.Figure | None:
     if encoding is None:
         return None
     values = np.array(encoding["table"], dtype=np.float32)
+    usual, largest = float(np.quantile(np.abs(values), 0.998)), float(np.abs(values).max())
+    limits = {"zmin": -usual, "zmax": usual} if 0 < usual < largest / 2 else {}  # one number would pale all others
     made = figure(
-        heat(values, unit="value", hover="position %{y}, dimension %{x}: %{z:.3f}", diverging=True),
+        heat(values, unit="value", hover="position %{y}, dimension %{x}: %{z:.3f}", diverging=True, **limits),
         title=f"The {encoding['kind']} positions of this model: {values.shape[1]} numbers for each place",
         caption="Each row is a place in the text, and what is added to the embedding of the token that stands there. "
         + (
             "Fast waves on one side, slow ones on the other: no two rows are alike."
             if encoding["kind"] == "sinusoidal"
             else "Learnt in training, like the embeddings."
-        ),
+        )
+        + (f" The colours end at ±{usual:.2g}; one place in 500 lies beyond, up to {largest:.2g}." if limits else ""),
         height=560,
     )
     made.update_xaxes(title="dimension", showgrid=False)
