@@ -7,6 +7,11 @@
 
 Each variant of `bits` runs in a process of its own; rounds alternate, the first update or step is not timed. glibc is
 told to give freed memory back (MALLOC_MMAP_THRESHOLD_): else what was free before the first update hides what is held.
+Each figure is printed as it comes. A part of one round is a piece of less than three minutes on two quiet cores, and
+`--widths 4` or fewer `--steps` make smaller ones; with `--record`, figures go to those of earlier pieces:
+
+    python benchmarks/adapters.py --parts bits --widths 32 --record
+    python benchmarks/adapters.py --parts rows --steps 10 --record
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from typing import Any
 
 import torch
 
-from machine import more_rounds, record, spread
+from machine import more_rounds, record, recorded, spread
 
 SHAPE = {
     "model_type": "llama",
@@ -87,6 +92,11 @@ def bits(width: int, updates: int) -> dict[str, float]:
     return {"base_bytes": held, "peak_memory_bytes": peak, "seconds": statistics.median(seconds[1:])}
 
 
+def said(message: str) -> None:
+    """Tell how far it has come."""
+    print(message, file=sys.stderr, flush=True)
+
+
 def rows(rounds: int) -> dict[str, list[float]]:
     """Return milliseconds per step of each way to serve sixteen rows, in alternating rounds."""
     from loquela import peft
@@ -109,6 +119,7 @@ def rows(rounds: int) -> dict[str, list[float]]:
             for (names, part), cache in zip(calls, caches[way], strict=True):
                 with peft.wearing(base, names):
                     base.hidden(prompt[part], cache=cache)
+            said(f"rows: {way}: {HELD} positions are read")
         for number in range(rounds + 1):
             for way, calls in ways.items():
                 began = time.perf_counter()
@@ -118,13 +129,16 @@ def rows(rounds: int) -> dict[str, list[float]]:
                     cache.truncate(HELD)
                 if number:
                     found[way].append(1000 * (time.perf_counter() - began))
+                    said(f"rows: step {number} of {rounds}: {way}: {found[way][-1]:.0f} ms")
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="bits,rows", help="each a piece of less than three minutes")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of `bits`; `rows` takes ten times as many")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds of `bits`")
+    parser.add_argument("--steps", type=int, default=10, help="of `rows`, in turn by each way")
+    parser.add_argument("--widths", default=",".join(map(str, BITS)), help="bits of the bases of `bits`")
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--record", action="store_true", help="write RESULTS.md, beside earlier rounds")
     parser.add_argument("--variant", type=int, help=argparse.SUPPRESS)
@@ -133,25 +147,30 @@ def main() -> None:
         print(json.dumps(bits(given.variant, given.updates)))
         return
     for part in given.parts.split(","):
-        found: dict[str, list[Any]] = widths(given) if part == "bits" else rows(10 * given.rounds)
+        found: dict[str, list[Any]] = widths(given) if part == "bits" else rows(given.steps)
         flags = {"updates": given.updates} if part == "bits" else {"rows": ROWS, "held": HELD}
         flags["threads"] = torch.get_num_threads()
         print("\n".join(table({part: {"given": flags, "rounds": found}})))
         if given.record:
+            before = recorded(TITLE).get(part, {})
+            others = before["rounds"] if before.get("given") == flags else {}  # widths that this piece leaves out
             figures = more_rounds(TITLE, part, flags, found)
-            command = "python benchmarks/adapters.py --parts PART --rounds ROUNDS --updates UPDATES --record"
+            figures[part]["rounds"] = others | figures[part]["rounds"]
+            command = "python benchmarks/adapters.py --parts PART --widths WIDTHS --steps STEPS --record"
             record(TITLE, command, table(figures), figures)
 
 
 def widths(given: argparse.Namespace) -> dict[str, list[Any]]:
     """Tune a base of each width, each time in a process of its own."""
-    found: dict[str, list[Any]] = {str(width): [] for width in BITS}
-    for _ in range(given.rounds):
-        for width in BITS:
+    chosen = [int(width) for width in given.widths.split(",")]
+    found: dict[str, list[Any]] = {str(width): [] for width in chosen}
+    for number in range(given.rounds):
+        for width in chosen[:: -1 if number % 2 else 1]:
             command = [sys.executable, __file__, "--variant", str(width), "--updates", str(given.updates)]
             environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
             done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
             found[str(width)].append(json.loads(done.stdout))
+            said(f"bits: round {number + 1} of {given.rounds}: {width} bits: {found[str(width)][-1]}")
     return found
 
 

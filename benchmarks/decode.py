@@ -6,17 +6,25 @@ process of its own (`loquela.cli.rivals`) and works while the others wait; in ev
 the figures are medians over the rounds. A ratio is of two medians. Measured beside them: how fast this machine reads
 memory, all threads, huge pages; the share of it that a decoder's weights use is its speed against the limit.
 
-    python benchmarks/decode.py [--sizes 15M 110M 1.1B] [--rounds 5] [--no-record]
+A run may be a piece of the whole: some sizes, widths, peers, tasks. A ratio is then of the run that measured the peer
+last, and what other pieces found stays in the record. `--models DIR` keeps what was written for the next piece.
+
+    python benchmarks/decode.py [--sizes 15M 110M 1.1B] [--widths …] [--peers …] [--tasks …] [--rounds 5] [--no-record]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +37,10 @@ from loquela.engine import vectors as v
 from loquela.engine.cached import jit
 from loquela.engine.decoder import default_threads
 from loquela.engine.memory import address, aligned
+from loquela.errors import LoquelaError
 from loquela.models.base import Network, config_from_dict
 from loquela.models.llama import NETWORK
-from machine import record, spread
+from machine import asked, record, recorded, spread
 
 SHAPES = {
     "15M": (288, 6, 6, 6, 768),
@@ -39,8 +48,13 @@ SHAPES = {
     "1.1B": (2048, 22, 32, 4, 5632),
 }
 WIDTHS: dict[str, str | None] = {"float32": None, "int8": "int8", "int4": "int4"}
-PEERS = ("llama.cpp", "CTranslate2", "transformers float32")
+PEERS = {"llama.cpp": "llama.cpp", "CTranslate2": "CTranslate2", "transformers": "transformers float32"}
 PROMPT, NEW, SHORT, LONG = 512, 64, 16, 2048
+TASKS = {"prefill": (1, PROMPT), "one": (1, SHORT), "eight": (8, SHORT), "long": (1, LONG)}
+"""What can be measured, beside starting and memory: texts and tokens that each has read."""
+Found = dict[str, dict[str, dict[str, Any]]]
+"""Figure → peer → what one run measured of both: `own`, `theirs` (or why it `failed`), the `limit` in bytes/s, the
+`command`."""
 
 
 def network(size: str) -> Network:
@@ -95,86 +109,177 @@ def read_per_token(size: str, width: str) -> int:
     return int((body * bits[0] + 32000 * dim * bits[1]) / 8)
 
 
-def measure(size: str, width: str, place: Path, rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
-    """Every figure of every library, tokens per second, round by round."""
+def write(size: str, target: Path) -> None:
+    """Write a model with random weights; in a process of its own, whose memory is given back."""
+    save_model(network(size), None, target)
+
+
+def form(kind: str, model: Path, place: Path, width: str | None, options: dict[str, Any]) -> None:
+    """Write a model in a peer's form, and beside it how it is to be opened."""
+    place.mkdir()
+    path, given = peer_of(kind, model, place, width, options)
+    (place / "opened.json").write_text(json.dumps([path, given]))
+
+
+def apart(work: Any, *arguments: Any) -> None:
+    """Do some work in another process."""
+    process = get_context("spawn").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{work.__name__} {arguments} failed")
+
+
+def entries(
+    size: str, width: str, place: Path, given: argparse.Namespace
+) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Who takes part: name, kind, model, options."""
     model = place / size
     if not model.exists():
-        save_model(network(size), None, model)
-    options: dict[str, Any] = {"threads": threads}
+        apart(write, size, model)
+    options: dict[str, Any] = {"threads": given.threads}
     ours = options | {"quantize": WIDTHS[width], "engine": "compiled"}
-    entries: list[tuple[str, str, str, dict[str, Any]]] = [("loquela", "loquela", str(model), ours)]
-    entries.append(("loquela f16 cache", "loquela", str(model), ours | {"cache_dtype": "float16"}))
-    for name in PEERS:
-        kind = name.split()[0]
-        if not (kind == "CTranslate2" and width == "int4"):  # it has no such width
-            entries.append((name, kind, *peer_of(kind, model, place, WIDTHS[width], options)))
-    started: dict[str, list[float]] = {entry[0]: [] for entry in entries}
-    for number in range(rounds + 1):
-        for entry in entries:
-            racer = Racer(*entry)
+    found: list[tuple[str, str, str, dict[str, Any]]] = []
+    if set(given.tasks) != {"long"}:
+        found.append(("loquela", "loquela", str(model), ours))
+    if "long" in given.tasks:
+        found.append((LONG_CACHE, "loquela", str(model), ours | {"cache_dtype": "float16"}))
+    for kind in given.peers:
+        if kind == "CTranslate2" and width == "int4":  # it has no such width
+            continue
+        made = place / f"{size} {'any' if kind == 'transformers' else width} {kind}"
+        if not (made / "opened.json").exists():
+            shutil.rmtree(made, ignore_errors=True)
+            apart(form, kind, model, made, WIDTHS[width], options)
+        path, how = json.loads((made / "opened.json").read_text())
+        found.append((PEERS[kind], kind, path, how | options))
+    return found
+
+
+LONG_CACHE = "loquela f16 cache"
+"""At a long context ours is the one with llama.cpp's kind of cache, float16."""
+
+
+def measure(size: str, width: str, place: Path, given: argparse.Namespace, limit: float) -> Found:
+    """Every figure of every library, tokens per second, round by round; of one that breaks off, why (`failed`)."""
+    taking, rounds = entries(size, width, place, given), given.rounds
+    started: dict[str, list[float]] = {entry[0]: [] for entry in taking}
+    failed: dict[str, str] = {}
+    for number in range(rounds + 1 if given.start else 0):
+        for racer in entered(taking, failed):  # one at a time
             racer.close()
-            started[entry[0]] += [racer.started] if number else []  # the first may have to compile
-    racers = [Racer(*entry) for entry in entries]
-    race(racers, rounds, {f"prefill {PROMPT}": ("prefill", {"count": PROMPT}, PROMPT)})
-    for batch, context in ((1, SHORT), (8, SHORT), (1, LONG)):
-        for racer in racers:
-            racer.ask("prepare", batch=batch, context=context, new=NEW)
-        race(racers, rounds, {f"decode {batch} x {context}": ("decode", {"new": NEW}, NEW * batch)})
+            started[racer.name] += [racer.started] if number else []  # the first may have to compile
+    racers = [*entered(taking, failed)]
+    for task in given.tasks:
+        batch, context = TASKS[task]
+        here = [racer for racer in racers if racer.name != ("loquela" if task == "long" else LONG_CACHE)]
+        if task == "prefill":
+            race(here, rounds, {f"prefill {PROMPT}": ("prefill", {"count": PROMPT}, PROMPT)})
+            continue
+        for racer in here:
+            racer.tries("prepare", batch=batch, context=context, new=given.new)
+        race(here, rounds, {f"decode {batch} x {context}": ("decode", {"new": given.new}, given.new * batch)})
+    figures: dict[str, dict[str, list[float]]] = {}
     for racer in racers:
-        racer.figures["first token, seconds"] = started[racer.name]
-        racer.figures["memory, MiB"] = [racer.ask("memory") / 2**20]
+        both, memory = dict(racer.figures), racer.tries("memory")
+        both |= {} if memory is None else {"memory, MiB": [memory / 2**20]}
+        both |= {"first token, seconds": started[racer.name]} if given.start else {}
         racer.close()
-    for file in place.glob("*.gguf"):
-        file.unlink()
-    for written in place.glob("ctranslate2-*"):
-        shutil.rmtree(written)
-    return {racer.name: racer.figures for racer in racers}
+        for what, values in both.items():
+            name = "loquela" if racer.name == LONG_CACHE else racer.name
+            figures.setdefault(what, {}).setdefault(name, values)
+    failed |= {racer.name: racer.failed for racer in racers if racer.failed}
+    run = {"limit": limit, "command": asked()}
+    found: Found = {}
+    for what, by in figures.items():
+        if own := by.pop("loquela", None):
+            out = {peer: {"own": own, "failed": why, **run} for peer, why in failed.items() if peer not in by}
+            them = {peer: {"own": own, "theirs": theirs, **run} for peer, theirs in by.items()}
+            found[what] = them | out or {"": {"own": own, **run}}
+    return found
+
+
+def entered(taking: list[tuple[str, str, str, dict[str, Any]]], failed: dict[str, str]) -> Iterator[Racer]:
+    """Who is ready to go, one after the other; why a peer is not is written to `failed`, and it is not tried again."""
+    for entry in taking:
+        try:
+            if entry[0] not in failed:
+                yield Racer(*entry)
+        except LoquelaError as error:
+            if entry[1] == "loquela":
+                raise
+            failed[entry[0]] = str(error)
+            print(f"{entry[0]} is not measured: {error}", file=sys.stderr)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=list(WIDTHS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--no-start", dest="start", action="store_false", help="do not measure how they start")
+    parser.add_argument("--new", type=int, default=NEW, help="tokens that are written for one figure")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--models", type=Path, help="where models are written and kept; else they are made anew")
     parser.add_argument("--no-record", action="store_true")
     given = parser.parse_args()
     limit = bandwidth(given.threads)
-    lines = [
-        f"{given.threads} threads, {given.rounds} rounds in turn, medians (smallest to largest) in tokens/s; "
-        f"memory reads {limit / 1e9:.1f} GB/s. `decode 8 x 16`: eight requests after 16 tokens, together.",
-        "",
-        f"| shape | width | figure | loquela | {' | ratio | '.join(PEERS)} | ratio | share of the limit |",
-        "|---|---|---|---|" + "---|---|" * len(PEERS) + "---|",
-    ]
-    result: dict[str, object] = {"read_bytes_per_second": limit}
-    with tempfile.TemporaryDirectory() as place:
+    held: dict[str, Found] = {name: figures for name, figures in recorded("Decoding").items() if name in KEYS}
+    print(*HEAD, sep="\n")
+    with nullcontext(given.models) if given.models else tempfile.TemporaryDirectory() as place:
         for size in given.sizes:
             for width in given.widths:
-                if (size, width) == ("1.1B", "float32") and len(given.widths) > 1:
-                    continue  # twenty minutes for a figure that nobody needs
-                found = measure(size, width, Path(place), given.rounds, given.threads)
-                result[f"{size} {width}"] = found
-                for what in found["loquela"]:
-                    line = row(size, width, what, found, limit)
-                    lines.append(line)
-                    print(line, flush=True)
-    if not given.no_record:
-        record("Decoding", "python benchmarks/decode.py", lines, result)
+                Path(place).mkdir(parents=True, exist_ok=True)
+                found = measure(size, width, Path(place), given, limit)
+                for what, by in found.items():
+                    held.setdefault(f"{size} {width}", {}).setdefault(what, {}).update(by)
+                    print(row(size, width, what, by), flush=True)
+                if not given.no_record:
+                    record("Decoding", asked(), table(held, given.threads), dict(held))
 
 
-def row(size: str, width: str, what: str, found: dict[str, dict[str, list[float]]], limit: float) -> str:
-    """One line of the table; at a long context ours is the one with llama.cpp's kind of cache, float16."""
-    own = found["loquela f16 cache" if str(LONG) in what else "loquela"][what]
-    middle = statistics.median(own)
+KEYS = [f"{size} {width}" for size in SHAPES for width in WIDTHS]
+HEAD = [
+    f"| shape | width | figure | loquela | {' | ratio | '.join(PEERS.values())} | ratio | share of the limit |",
+    "|---|---|---|---|" + "---|---|" * len(PEERS) + "---|",
+]
+
+
+def table(held: dict[str, Found], threads: int) -> list[str]:
+    """All pieces, by size and width."""
+    runs = [run for found in held.values() for by in found.values() for run in by.values()]
+    commands = dict.fromkeys(run["command"] for run in runs)
+    limits = [run["limit"] / 1e9 for run in runs]
+    return [
+        f"{threads} threads, medians (smallest to largest) of the rounds in tokens/s; memory read {min(limits):.1f} to "
+        f"{max(limits):.1f} GB/s. `decode 8 x 16`: eight requests after 16 tokens, together. A ratio is of one run, "
+        "in turn; our figure is that of the run with the peer named first. Pieces: "
+        + "; ".join(f"`{command}`" for command in commands),
+        "",
+        *HEAD,
+        *(row(*key.split(), what, by) for key in KEYS for what, by in held.get(key, {}).items()),
+    ]
+
+
+def row(size: str, width: str, what: str, by: dict[str, dict[str, Any]]) -> str:
+    """One line of the table."""
+    first = next(by[name] for name in [*PEERS.values(), ""] if name in by)
     share = ""
     if what == f"decode 1 x {SHORT}":
-        share = f"{middle * read_per_token(size, width) / limit:.0%}"
-    cells = [
-        f"{spread(peer[what])} | {middle / statistics.median(peer[what]):.2f}" if (peer := found.get(name)) else " | "
-        for name in PEERS
-    ]
-    return f"| {size} | {width} | {what} | {spread(own)} | {' | '.join(cells)} | {share} |"
+        share = f"{statistics.median(first['own']) * read_per_token(size, width) / first['limit']:.0%}"
+    cells = []
+    for name in PEERS.values():
+        run = by.get(name)
+        if run is None:
+            cells.append(" | ")
+        elif "failed" in run:
+            cells.append(f"{run['failed']} | ")
+        else:
+            ratio = statistics.median(run["own"]) / statistics.median(run["theirs"])
+            cells.append(f"{spread(run['theirs'])} | {ratio:.2f}")
+    return f"| {size} | {width} | {what} | {spread(first['own'])} | {' | '.join(cells)} | {share} |"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,15 +35,31 @@ def machine() -> str:
     )
 
 
+def asked() -> str:
+    """The command that runs, with `DIR` for each path: a record names no place."""
+    words = ["DIR" if "/" in word else word for word in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def spread(values: Sequence[float]) -> str:
     """Median (smallest to largest) of repeated measurements."""
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
-def recorded(title: str) -> dict[str, Any]:
-    """Return the figures of the section with this title; empty where there is none."""
+def _section(title: str) -> str:
     text = RESULTS.read_text() if RESULTS.exists() else ""
-    section = next((s for s in text.split("\n## ") if s.startswith(f"{title}\n")), "")
+    return next((s for s in text.split("\n## ") if s.startswith(f"{title}\n")), "")
+
+
+def _here(title: str) -> str:
+    """The title of this processor's section: where another's has the plain one, its own stands beside that."""
+    processor, held = machine().split(",")[0], _section(title)
+    return title if not held or processor in held.splitlines()[2] else f"{title}, {processor}"
+
+
+def recorded(title: str) -> dict[str, Any]:
+    """Return the figures of the section with this title, on this processor; empty where there is none."""
+    section = _section(_here(title))
     found = section.partition("```json\n")[2].partition("\n```")[0]
     return json.loads(found) if found else {}
 
@@ -56,7 +73,8 @@ def more_rounds(title: str, piece: str, given: dict[str, Any], found: dict[str, 
 
 
 def record(title: str, command: str, lines: Sequence[str], result: dict[str, object]) -> None:
-    """Put a section into RESULTS.md, in the place of the one with the same title."""
+    """Put a section into RESULTS.md, in the place of the one with the same title and processor."""
+    title = _here(title)
     body = [f"## {title}", "", f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine()}", "", *lines, ""]
     body += ["<details><summary>all figures</summary>", "", "```json", json.dumps(result), "```", "", "</details>", ""]
     text = (

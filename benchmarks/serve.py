@@ -13,7 +13,9 @@ the time to the first token of a request. Peers take turns; the median of the ro
 with an adapter of its own (LoRA of rank 16 on every matrix), against the same with one adapter, and with none.
 llama.cpp's server takes part where `llama-cpp-python[server]` is installed (it serves one at a time); the loop over
 transformers generates for one caller after the other, as a first server of one's own would. /health is asked by a
-process of its own, every 20 ms, so that what is measured is the server's time and not that of the callers' loop.
+process of its own, every 20 ms, so that what is measured is the server's time and not that of the callers' loop; the
+servers and that process have sessions of their own, as in terminals of their own: where the kernel shares the cores out
+to sessions (autogroup), one would else measure how long the one who asks waits for the callers beside it.
 """
 
 from __future__ import annotations
@@ -204,7 +206,12 @@ def process(command: list[str]) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
-    running = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [*command, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         for _ in range(1200):
             with contextlib.suppress(httpx.TransportError):
@@ -315,16 +322,21 @@ def mixed_adapters(directory: Path, arguments: argparse.Namespace) -> None:
     keep("Eight adapters in the mix", arguments, [line], result)
 
 
-def probe(port: int, seconds: float) -> list[float]:
-    """Ask /health every 20 ms for so long; return how long each answer took, in seconds."""
-    took, end = [], time.perf_counter() + seconds
+def probe(port: int, seconds: float) -> dict[str, list[float]]:
+    """Ask /health every 20 ms for so long; return how long each answer took, in seconds, its connection included.
+
+    Beside it, how much longer than it should each of the naps in between took: what the system does to any process.
+    """
+    took, late, end = [], [], time.perf_counter() + seconds
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         while time.perf_counter() < end:
             begun = time.perf_counter()
             client.get("/health").raise_for_status()
-            took.append(time.perf_counter() - begun)
+            answered = time.perf_counter()
+            took.append(answered - begun)
             time.sleep(0.02)
-    return took
+            late.append(time.perf_counter() - answered - 0.02)
+    return {"took": took, "late": late}
 
 
 def while_served(directory: Path, arguments: argparse.Namespace) -> None:
@@ -337,20 +349,26 @@ def while_served(directory: Path, arguments: argparse.Namespace) -> None:
         with process(our_command(directory, engine=arguments.engine)) as port, contextlib.ExitStack() as stack:
             if "busy" in way:
                 stack.enter_context(busy(15))
-            took = asyncio.run(_watched(port, way, callers, arguments.seconds))
-        took.sort()
+            found = asyncio.run(_watched(port, way, callers, arguments.seconds))
+        took = sorted(found["took"])
         shares = {"p50": took[len(took) // 2], "p99": took[int(0.99 * len(took))], "max": took[-1], "asked": len(took)}
+        shares["late"] = max(found["late"])
         rows[way] = shares
         print(way, json.dumps(shares), file=sys.stderr)
-    lines = ["| beside | asked | p50, ms | p99, ms | max, ms |", "|---|---|---|---|---|"]
+    lines = [
+        "| beside | asked | p50, ms | p99, ms | max, ms | a nap, too long by at most, ms |",
+        "|---|---|---|---|---|---|",
+    ]
     for way, row in rows.items():
-        shown = " | ".join(f"{1000 * row[key]:.1f}" for key in ("p50", "p99", "max"))
+        shown = " | ".join(f"{1000 * row[key]:.1f}" for key in ("p50", "p99", "max", "late"))
         lines.append(f"| {way} | {row['asked']} | {shown} |")
-    lines += ["", "A busy machine runs 15 more processes that only compute, on the same cores."]
+    busy_means = "A busy machine runs 15 more processes that only compute, on the same cores. "
+    naps = "The naps are those of the one who asks, between two questions: what any process had to wait. "
+    lines += ["", busy_means + naps + f"Load average at the end: {os.getloadavg()[0]:.1f}."]
     keep("How long /health takes", arguments, lines, {"shape": arguments.shape, "health": rows})
 
 
-async def _watched(port: int, way: str, callers: int, seconds: float) -> list[float]:
+async def _watched(port: int, way: str, callers: int, seconds: float) -> dict[str, list[float]]:
     peer, going = HttpPeer("loquela", port, ["model"], {"0": -100}), "callers" in way
 
     async def caller(client: int) -> None:
@@ -377,7 +395,7 @@ async def _watched(port: int, way: str, callers: int, seconds: float) -> list[fl
     tasks += [asyncio.create_task(heavy(body)) for body in bodies * 2]
     await asyncio.sleep(1)
     command = [sys.executable, __file__, "--probe", str(port), "--seconds", str(seconds)]
-    child = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    child = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, start_new_session=True)
     told, _ = await child.communicate()
     going = False
     for task in tasks:
@@ -385,7 +403,7 @@ async def _watched(port: int, way: str, callers: int, seconds: float) -> list[fl
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Exception):
             raise outcome
-    found: list[float] = json.loads(told)
+    found: dict[str, list[float]] = json.loads(told)
     return found
 
 

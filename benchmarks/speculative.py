@@ -7,7 +7,10 @@ The draft is trained here for about a minute on the stories that the target was 
 are greedy and drawn; `copy` prompts hold a story, held out from training, and its beginning once more; `free` prompts
 are beginnings alone. Every figure is the median over rounds of all tokens of all texts by their time, prompts included.
 
-    python benchmarks/speculative.py [--model stories] [--data DIR] [--draft DIR] [--rounds 5] [--record]
+A run may be a piece of the whole, by widths, targets and kinds of text; what other pieces found stays in the record.
+`--draft DIR` keeps the draft that the first piece trains for the others.
+
+    python benchmarks/speculative.py [--model stories] [--data DIR] [--draft DIR] [--widths …] [--targets …] [--record]
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from loquela.generation.completion import choices
 from loquela.generation.settings import GenerationSettings
 from loquela.generation.speculative import Draft, DraftModel, PromptLookup
 from loquela.models.base import Network, architecture, config_from_dict
-from machine import record, spread
+from machine import asked, record, recorded, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "recipes" / "house"))
@@ -121,9 +124,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="stories", help="a trained LLaMA: a house model's name or a directory")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--draft", help="a directory; else one is trained")
+    parser.add_argument(
+        "--draft", type=Path, help="a directory; trained and written there if it is not, else in passing"
+    )
     parser.add_argument("--draft-steps", type=int, default=600)
     parser.add_argument("--widths", nargs="+", default=["float32", "int8"], choices=["float32", "int8", "int4"])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--texts", nargs="+", default=list(TEXTS_OF), choices=list(TEXTS_OF))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
@@ -134,37 +141,61 @@ def main() -> None:
         CLOCK = time.process_time
     torch.set_num_threads(given.threads)
     model = load(given.model, engine="torch")
-    result: dict[str, Any] = {}
+    held = {name: piece for name, piece in recorded(TITLE).items() if "command" in piece}
     with tempfile.TemporaryDirectory() as place:
         text, held_out = stories(given.data, Path(place))
-        if given.draft:
+        if given.draft and given.draft.is_dir():
             draft = load(given.draft, engine="torch")
         else:
             draft = trained_draft(model, directory_of(given.model), text, Path(place), given.draft_steps)
+            if given.draft:
+                draft.save(given.draft)
     prompts = prompts_of(model, held_out)
-    small, large = model.network.parameter_count(), draft.network.parameter_count()
-    lines = [
-        f"Target {given.model}, {small:,} parameters; draft of {large:,}; compiled engine, {given.threads} threads; "
-        f"{TEXTS} texts of {NEW} tokens, {given.rounds} rounds in turn. Tokens/s: medians (smallest to largest). The "
-        "texts with prompt lookup, and all greedy ones, were checked to be those without, token by token.",
-        "",
-        "| target | width | prompts | text | without | prompt lookup | ratio | right | tokens a run | draft | ratio "
-        "| right | tokens a run |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    print(*lines[2:], sep="\n")
-    for weight, network in (("as it is", model.network), ("made heavy", heavy(model.network, HEAVY))):
+    sizes = model.network.parameter_count(), draft.network.parameter_count()
+    print(*HEAD, sep="\n")
+    for target in given.targets:
+        network = heavy(model.network, HEAVY) if target == "heavy" else model.network
         for width in given.widths:
             quantize: Any = None if width == "float32" else width
             engine = compiled(network, quantize=quantize, threads=given.threads)
             guesser = compiled(draft.network, quantize=quantize, threads=given.threads)
-            for kind, way in (("copy", "greedy"), ("free", "greedy"), ("free", "drawn")):
-                found = measure(engine, guesser, model, prompts[kind], way, given.rounds)
-                result[f"{weight} {width} {kind} {way}"] = found
-                lines.append(f"| {weight} | {width} | {kind} | {way} | {cells(found)} |")
-                print(lines[-1], flush=True)
-    if given.record:
-        record("Guessing ahead", "python benchmarks/speculative.py --record", lines, result)
+            for kind in given.texts:
+                found = measure(engine, guesser, model, prompts[kind.split()[0]], kind.split()[1], given.rounds)
+                piece = {"found": found, "command": asked(), "sizes": sizes}
+                held[f"{TARGETS[target]} | {width} | {kind.replace(' ', ' | ')}"] = piece
+                print(line(*[*held.items()][-1]), flush=True)
+                if given.record:
+                    record(TITLE, asked(), table(held, given), held)
+
+
+TITLE = "Guessing ahead"
+TARGETS = {"small": "as it is", "heavy": "made heavy"}
+TEXTS_OF = ["copy greedy", "free greedy", "free drawn"]
+HEAD = [
+    "| target | width | prompts | text | without | prompt lookup | ratio | right | tokens a run | draft | ratio "
+    "| right | tokens a run |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+]
+
+
+def line(key: str, piece: dict[str, Any]) -> str:
+    """One line of the table."""
+    return f"| {key} | {cells(piece['found'])} |"
+
+
+def table(held: dict[str, Any], given: argparse.Namespace) -> list[str]:
+    """All pieces."""
+    small, large = next(iter(held.values()))["sizes"]
+    commands = dict.fromkeys(piece["command"] for piece in held.values())
+    return [
+        f"Target {Path(given.model).name}, {small:,} parameters; draft of {large:,}; compiled engine, {given.threads} "
+        f"threads; {TEXTS} texts of {NEW} tokens, rounds in turn. Tokens/s: medians (smallest to largest). The texts "
+        "with prompt lookup, and all greedy ones, were checked to be those without, token by token. Pieces: "
+        + "; ".join(f"`{command}`" for command in commands),
+        "",
+        *HEAD,
+        *(line(*piece) for piece in sorted(held.items())),
+    ]
 
 
 def directory_of(model: str) -> Path:

@@ -18,7 +18,7 @@ import time
 from multiprocessing import Process
 from pathlib import Path
 
-from machine import record, spread
+from machine import asked, record, spread
 
 WAYS = {
     "float32": ("float32", []),
@@ -78,9 +78,9 @@ def main() -> None:
         maker = Process(target=prepare, args=(Path(place),))
         maker.start()
         maker.join()
-        asked = ["-p", "The model reads", "--max-new-tokens", "1"]
+        prompt = ["-p", "The model reads", "--max-new-tokens", "1"]
         commands = {
-            way: ["-m", "loquela", "generate", "-m", str(Path(place) / width), *flags, *asked]
+            way: ["-m", "loquela", "generate", "-m", str(Path(place) / width), *flags, *prompt]
             for way, (width, flags) in WAYS.items()
         } | {"import torch, nothing else": ["-c", "import torch; print(1)"]}
         for number in range(given.rounds + 1):  # the first compiles the kernels, if that was never done
@@ -98,7 +98,7 @@ def main() -> None:
         lines.append(f"| {way} | {spread([s for s, _ in starts])} | {spread([m for _, m in starts])} |")
     print("\n".join(lines))
     if not given.no_record:
-        record("Starting", "python benchmarks/start.py", lines, dict(found))
+        record("Starting", asked(), lines, dict(found))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
-"""Training from scratch on tinyshakespeare, characters, context 64: ours beside Hugging Face's Trainer, in one run.
+"""Training from scratch on tinyshakespeare, characters, context 64: ours, Hugging Face's Trainer, a plain loop.
 
-Both train the same Qwen3 shape on the same blocks of the same text, on all cores, in float32. Ours uses the recipe
-`recipes/race/characters.yaml`; the Trainer uses nanoGPT's documented CPU recipe (2,000 steps of 12 blocks, AdamW 1e-3
-with cosine to 1e-4, 100 steps of warm-up, betas 0.9 and 0.99, no dropout).
+Ours and the Trainer train the same Qwen3 shape on the same blocks of the same text, on all cores; the plain loop, in
+nanoGPT's way, a GPT-2 with as many parameters. Ours uses the recipe `recipes/race/characters.yaml` with the steps that
+suit the target (`STEPS`) and products in the type that it chooses (`dtype=float32` as an override: float32); the others
+compute in float32, their default, by nanoGPT's documented CPU recipe (12 blocks a step, AdamW 1e-3 with cosine to 1e-4
+over `--peer-steps`, 100 steps of warm-up, betas 0.9 and 0.99, decay 0.1, clipping at 1, no dropout).
 
 Time to loss is the training time (validations taken out) until the loss over the whole validation split, every token,
-is at most the target. It is measured where the run validates: every 20 steps of ours near its end, every 100 of the
-Trainer's. Tokens per second are the median over rounds of alternating bursts of steps.
+is at most the target. It is measured where a run validates: ours at its end, the others every 100 steps. Tokens per
+second are the median over rounds of alternating bursts of steps.
+
+What is measured is a piece of less than eight minutes, and `--record` puts each beside those that are there:
+
+    python benchmarks/train_shakespeare.py --target 1.75 --who ours [--seeds 0,1,2] [--record] [key=value …]
+    python benchmarks/train_shakespeare.py --target 1.75 --who trainer|plain|bursts [--record]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -32,10 +40,13 @@ from loquela.models.base import architecture, config_from_dict
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.recipe import Recipe
 from loquela.training.run import train
-from machine import record, spread
+from machine import more_rounds, record, spread
+from train_throughput import PlainGPT, Shape
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "race" / "characters.yaml"
-BATCH, BLOCK, TRAINER_STEPS = 12, 64, 2000
+BATCH, BLOCK, PEER_STEPS = 12, 64, 2000
+STEPS = {1.88: 220, 1.75: 540}
+"""Updates of ours, whose rate has come down to nothing at the end: as many as each target needs."""
 
 
 class Blocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -89,7 +100,9 @@ def prepared(directory: Path, raw: dict[str, Any]) -> tuple[Corpus, Path]:
 def ours(directory: Path, seed: int, target: float, overrides: list[str]) -> dict[str, Any]:
     """One run of our recipe; the time of its first validation at the target."""
     events: list[Any] = []
-    recipe = Recipe.load(RECIPE, [f"output_dir={directory / f'ours-{seed}'}", f"seed={seed}", *overrides])
+    steps = STEPS[min(STEPS, key=lambda known: abs(known - target))]
+    own = [f"output_dir={directory / f'ours-{seed}'}", f"seed={seed}", f"max_steps={steps}", f"eval_steps={steps}"]
+    recipe = Recipe.load(RECIPE, [*own, *overrides])
     marks: dict[str, float] = {"spent": 0.0}
 
     def listen(event: Any) -> None:
@@ -152,6 +165,43 @@ def trainer(directory: Path, shape: Path, corpus: Corpus, seed: int, target: flo
     return {"seconds": reached, "curve": curve, "loss": curve[-1][1], "parameters": model.num_parameters()}
 
 
+def plain(corpus: Corpus, seed: int, target: float, steps: int) -> dict[str, Any]:
+    """One run of a loop in nanoGPT's way, a GPT-2 of as many parameters; stops at the target."""
+    torch.manual_seed(seed)
+    data = torch.from_numpy(np.asarray(corpus.train.tokens).astype(np.int64))
+    model = PlainGPT(Shape(128, 4, 4, int(data.max()) + 1, BATCH, BLOCK, 0))
+    groups = [[p for p in model.parameters() if (p.dim() > 1) is big] for big in (True, False)]
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[0], "weight_decay": 0.1}, {"params": groups[1], "weight_decay": 0.0}],
+        lr=1e-3,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    curve: list[tuple[int, float, float]] = []
+    seconds, began = 0.0, time.perf_counter()
+    for step in range(1, steps + 1):
+        cosine = 0.5 * (1 + math.cos(math.pi * max(0, step - 100) / max(1, steps - 100)))
+        for group in optimizer.param_groups:
+            group["lr"] = min(1e-3 * step / 100, 1e-4 + 9e-4 * cosine)
+        starts = torch.randint(len(data) - BLOCK - 1, (BATCH, 1)) + torch.arange(BLOCK + 1)
+        rows = data[starts]
+        model(rows[:, :-1], rows[:, 1:]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 100 == 0 or step == steps:
+            seconds += time.perf_counter() - began
+            loss = full_loss(model.logits, corpus.validation.tokens)
+            curve.append((step, loss, seconds))
+            print(f"  plain loop, step {step}: {loss:.3f}", file=sys.stderr)
+            if loss <= target:
+                break
+            began = time.perf_counter()
+    reached = curve[-1][2] if curve[-1][1] <= target else None
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"seconds": reached, "curve": curve, "loss": curve[-1][1], "parameters": parameters}
+
+
 def fresh_peer(shape: Path, seed: int) -> Any:
     import transformers
 
@@ -184,18 +234,25 @@ def trainer_arguments(directory: Path, seed: int, steps: int) -> Any:
     )
 
 
-def bursts(directory: Path, shape: Path, corpus: Corpus, rounds: int, steps: int) -> tuple[list[float], list[float]]:
-    """Tokens per second of both at the same shape and batch, in alternating bursts of `steps`."""
+def bursts(
+    directory: Path, shape: Path, corpus: Corpus, rounds: int, steps: int, overrides: list[str]
+) -> tuple[list[float], list[float]]:
+    """Tokens per second of ours and the Trainer at the same shape and batch, in alternating bursts of `steps`."""
     import transformers
 
     from loquela.data.batch import Sample, collate
     from loquela.training.optimizers import build as build_optimizer
+    from loquela.training.precision import dtype_of
     from loquela.training.step import train_step
 
-    recipe = Recipe.load(RECIPE, [f"output_dir={directory / 'burst'}", f"per_device_train_batch_size={BATCH}"])
+    recipe = Recipe.load(
+        RECIPE, [f"output_dir={directory / 'burst'}", f"per_device_train_batch_size={BATCH}", *overrides]
+    )
     network = architecture("qwen3").NETWORK(config_from_dict(json.loads((shape / "config.json").read_text())))
     network.initialise()
     optimizer = build_optimizer(network, recipe)
+    dtype, _ = dtype_of(recipe.dtype, torch.device("cpu"), tokens=BATCH * BLOCK, dim=network.dim)
+    optimizer.compute_in(dtype)
     order = BlockOrder(len(corpus.train), BLOCK, BATCH, 0)
 
     def our_steps(count: int) -> float:
@@ -203,7 +260,7 @@ def bursts(directory: Path, shape: Path, corpus: Corpus, rounds: int, steps: int
         for step in range(count):
             blocks = order.blocks(corpus.train.tokens, order.indices(step))
             batch = collate([Sample(row[:-1], row[1:]) for row in blocks])
-            train_step(network, optimizer, batch, step, 0.1, micro_batch=BATCH)
+            train_step(network, optimizer, batch, step, 0.1, micro_batch=BATCH, dtype=dtype)
         return count * BATCH * BLOCK / (time.perf_counter() - start)
 
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]
@@ -232,62 +289,82 @@ def bursts(directory: Path, shape: Path, corpus: Corpus, rounds: int, steps: int
     return ours_rate, their_rate
 
 
-def summary(ours_runs: list[dict[str, Any]], peer_runs: list[dict[str, Any]], target: float) -> Iterator[str]:
-    yield "| run | parameters | seconds to the target, median (range) | last validation loss |"
-    yield "|---|---|---|---|"
-    for name, runs in (("Loquela", ours_runs), ("Hugging Face Trainer", peer_runs)):
-        times = [r["seconds"] for r in runs if r["seconds"] is not None]
-        said = spread(times) if times else f"not reached in {runs[0]['curve'][-1][2]:.0f} s"
-        if 0 < len(times) < len(runs):
-            said += f", reached by {len(times)} of {len(runs)}"
-        losses = ", ".join(f"{r['loss']:.4f}" for r in runs)
-        yield f"| {name} | {runs[0]['parameters']:,} | {said} | {losses} |"
-    mine = [r["seconds"] if r["seconds"] is not None else math.inf for r in ours_runs]
-    theirs = [r["seconds"] if r["seconds"] is not None else r["curve"][-1][2] for r in peer_runs]
-    bound = "" if all(r["seconds"] is not None for r in peer_runs) else "more than "
-    yield ""
-    ratio = statistics.median(theirs) / statistics.median(mine)
-    yield f"Ratio of the medians, time to {target}: **{bound}{ratio:.1f}x**"
+NAMES = {"ours": "Loquela", "trainer": "Hugging Face Trainer", "plain": "a plain loop, nanoGPT's way"}
+
+
+def table(figures: dict[str, Any], target: float) -> Iterator[str]:
+    """The table of all pieces that were measured."""
+    runs = {who: figures[who]["rounds"]["runs"] for who in NAMES if who in figures}
+    if runs:
+        yield "| run | parameters | runs | seconds to the target, median (range) | last validation loss | ours to it |"
+        yield "|---|---|---|---|---|---|"
+    for who, made in runs.items():
+        times = [r["seconds"] for r in made if r["seconds"] is not None]
+        said = spread(times) if times else f"not reached in {made[0]['curve'][-1][2]:.0f} s"
+        if 0 < len(times) < len(made):
+            said += f", reached by {len(times)} of {len(made)}"
+        losses = ", ".join(f"{r['loss']:.4f}" for r in made)
+        ratio = "" if who == "ours" or "ours" not in runs else compared(runs["ours"], made)
+        yield f"| {NAMES[who]} | {made[0]['parameters']:,} | {len(made)} | {said} | {losses} | {ratio} |"
+    if "bursts" in figures:
+        rates = figures["bursts"]["rounds"]
+        ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["trainer"], strict=True))
+        yield ""
+        yield (
+            f"Tokens per second at the same shape, batch {BATCH} x {BLOCK}, {len(rates['ours'])} alternating bursts: "
+            f"Loquela {spread(rates['ours'])}, Trainer {spread(rates['trainer'])}, ratio **{ratio:.2f}x**"
+        )
+    for who, piece in figures.items():
+        yield ""
+        yield f"{who}: {', '.join(f'{key} {value}' for key, value in piece['given'].items())}."
+
+
+def compared(ours_runs: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
+    mine = [math.inf if r["seconds"] is None else r["seconds"] for r in ours_runs]
+    theirs = [r["curve"][-1][2] if r["seconds"] is None else r["seconds"] for r in peers]
+    bound = "" if all(r["seconds"] is not None for r in peers) else "more than "
+    return f"**{bound}{statistics.median(theirs) / statistics.median(mine):.1f}x**"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=float, default=1.88, help="validation loss in nats per character")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of ours, and bursts of both")
-    parser.add_argument("--peer-rounds", type=int, default=1, help="runs of the Trainer, a few minutes each")
-    parser.add_argument("--peer-steps", type=int, default=TRAINER_STEPS)
+    parser.add_argument("--who", nargs="+", default=["ours", "trainer"], choices=[*NAMES, "bursts"])
+    parser.add_argument("--seeds", default="0", help="a run of each of those that race for each, e.g. 0,1,2")
+    parser.add_argument("--peer-steps", type=int, default=PEER_STEPS, help="after which their rate has come down")
+    parser.add_argument("--rounds", type=int, default=3, help="bursts of ours and of the Trainer")
     parser.add_argument("--burst", type=int, default=60, help="steps in a burst")
-    parser.add_argument("overrides", nargs="*", help="keys of our recipe with other values")
-    options = parser.parse_args()
+    parser.add_argument("--record", action="store_true", help="write the result into RESULTS.md")
+    parser.add_argument("overrides", nargs="*", help="keys of our recipe with other values, before the other flags")
+    options = parser.parse_intermixed_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    title = f"Training from scratch: time to validation loss {options.target}"
 
     import yaml
 
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         corpus, shape = prepared(directory, yaml.safe_load(RECIPE.read_text()))
-        our_rates, their_rates = bursts(directory, shape, corpus, options.rounds, options.burst)
-        our_runs, peer_runs = [], []
-        for seed in range(max(options.rounds, options.peer_rounds)):
-            if seed < options.rounds:
-                our_runs.append(ours(directory, seed, options.target, options.overrides))
-                print(f"ours, seed {seed}: {our_runs[-1]['loss']:.4f}, {our_runs[-1]['seconds']} s", file=sys.stderr)
-            if seed < options.peer_rounds:
-                peer_runs.append(trainer(directory, shape, corpus, seed, options.target, options.peer_steps))
-    ratio = statistics.median(our_rates) / statistics.median(their_rates)
-    lines = [
-        *summary(our_runs, peer_runs, options.target),
-        "",
-        f"Tokens per second at the same shape, batch {BATCH} x {BLOCK}, {options.rounds} alternating bursts of "
-        f"{options.burst} steps: Loquela {spread(our_rates)}, Trainer {spread(their_rates)}, ratio **{ratio:.2f}x**",
-    ]
-    print("\n".join(lines))
-    figures = {"ours": our_runs, "trainer": peer_runs, "our_rates": our_rates, "trainer_rates": their_rates}
-    record(
-        f"Training from scratch: time to validation loss {options.target}",
-        "python benchmarks/train_shakespeare.py",
-        lines,
-        figures,
-    )
+        for who in options.who:
+            flags = {"threads": torch.get_num_threads(), "on": time.strftime("%Y-%m-%d")}
+            found: dict[str, list[Any]]
+            if who == "bursts":
+                flags |= {"steps": options.burst, "recipe": " ".join(options.overrides) or "as it is"}
+                mine, theirs = bursts(directory, shape, corpus, options.rounds, options.burst, options.overrides)
+                found = {"ours": mine, "trainer": theirs}
+            elif who == "ours":
+                flags |= {"recipe": " ".join(options.overrides) or "as it is"}
+                found = {"runs": [ours(directory, seed, options.target, options.overrides) for seed in seeds]}
+            else:
+                flags |= {"steps": options.peer_steps}
+                peer = functools.partial(trainer, directory, shape) if who == "trainer" else plain
+                run = functools.partial(peer, corpus)
+                found = {"runs": [run(seed, options.target, options.peer_steps) for seed in seeds]}
+            print("\n".join(table({who: {"given": flags, "rounds": found}}, options.target)), flush=True)
+            if options.record:
+                figures = more_rounds(title, who, flags, found)
+                command = "python benchmarks/train_shakespeare.py --target T --who WHO --record"
+                record(title, command, [*table(figures, options.target)], figures)
 
 
 if __name__ == "__main__":

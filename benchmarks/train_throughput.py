@@ -175,11 +175,14 @@ class PlainGPT(nn.Module):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+    def logits(self, ids: Tensor) -> Tensor:
         x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), labels.flatten())
+        return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(ids).flatten(0, 1), labels.flatten())
 
 
 def plain(shape: Shape, directory: Path, dtype: str, stepped: Callable[[], None]) -> None:

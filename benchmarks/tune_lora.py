@@ -1,18 +1,20 @@
 """LoRA on a LLaMA shape of 110 million parameters: ours beside peft with Hugging Face's Trainer, in one run.
 
-Both tune the same random weights (dim 768, 12 layers, hidden 2048, vocabulary 32,000) in float32 on the same samples,
-the same token ids with the same labels in the same order, prompts masked. Two workloads:
+Both tune the same random weights (dim 768, 12 layers, hidden 2048, vocabulary 32,000) on the same samples, the same
+token ids with the same labels in the same order, prompts masked. Ours computes as a tuning does by default (`dtype:
+auto`: bfloat16 where the processor has instructions for it) and, as `ours, float32`, in float32; the Trainer as it
+does by default, in float32, and with bf16=True. Workloads:
 
 - real: an instruction set, prompts masked, samples of up to 512 tokens, 8 to an update. The Trainer pads each batch to
-  its longest sample (`DataCollatorForSeq2Seq`, its best setting here) and, as a second peer, sorts samples by length
-  (`group_by_length`). Figure: tokens of content (no filling) per second.
+  its longest sample (`DataCollatorForSeq2Seq`, its best setting here). Figure: tokens of content per second.
+- sorted: the same, where the Trainer sorts samples by length (`group_by_length`); ours needs no sorting.
 - fixed: 4 x 256 tokens, all learnt, every linear layer tuned: peak memory, tokens per second.
 
 Each contestant runs in a process of its own; rounds alternate. The first update of each process is not timed. A
-workload and a round are a piece of less than three minutes; with `--record` its figures go to those of earlier rounds
+workload and a round are a piece of less than four minutes; with `--record` its figures go to those of earlier rounds
 with the same flags:
 
-    python benchmarks/tune_lora.py --workloads fixed --rounds 1 --steps 6 --record     # as often as rounds are wanted
+    python benchmarks/tune_lora.py --workloads fixed --rounds 1 --steps 4 --record     # as often as rounds are wanted
 """
 
 from __future__ import annotations
@@ -42,8 +44,11 @@ SHAPE = {
     "max_position_embeddings": 1024,
 }
 RANK, ALPHA, BATCH, LIMIT = 16, 32, 8, 512
-REAL = ("ours", "peft", "peft, by length")
-FIXED = ("ours", "peft")
+CONTESTANTS = {
+    "real": ("ours", "ours, float32", "peft", "peft, bf16"),
+    "sorted": ("ours", "peft, by length", "peft, by length, bf16"),
+    "fixed": ("ours", "ours, float32", "peft", "peft, bf16"),
+}
 TITLE = "LoRA beside peft"
 
 
@@ -80,27 +85,37 @@ def targets(workload: str) -> Any:
     return "all-linear" if workload == "fixed" else ["q_proj", "v_proj"]
 
 
-def ours(directory: Path, workload: str, steps: int) -> dict[str, float]:
-    from loquela import peft
-    from loquela.checkpoint.store import load_model
+def samples_of(directory: Path, workload: str) -> tuple[list[Any], int]:
+    """The samples of a workload, and how many of them make an update."""
+    fixed = workload == "fixed"
+    return json.loads((directory / f"{'fixed' if fixed else 'real'}.json").read_text()), 4 if fixed else BATCH
+
+
+def ours(directory: Path, workload: str, steps: int, dtype: str) -> dict[str, float]:
     from loquela.data.batch import Sample
-    from loquela.training.optimizers import AdamW, Optimizers
+    from loquela.training.memory import keep_freed_memory
     from loquela.training.step import train_step
     from loquela.tuning.batching import Assembler
+    from loquela.tuning.loop import optimizer_for
+    from loquela.tuning.narrow import Narrow, products
+    from loquela.tuning.recipe import TuneRecipe
     from loquela.tuning.run import peak_memory
+    from loquela.tuning.subject import open_subject
 
-    network = load_model(directory / "model").network
-    config = peft.config_for("lora", r=RANK, lora_alpha=ALPHA, target_modules=targets(workload))
-    peft.attach(network, config, "tuned", 0)
-    parameters = peft.train_only(network, "tuned")
-    adamw = AdamW(parameters, learning_rate=2e-4, betas=(0.9, 0.999), epsilon=1e-8, weight_decay=0.0)
-    optimizer = Optimizers(adamw)
-    rows = [Sample(np.array(i), np.array(y)) for i, y in json.loads((directory / f"{workload}.json").read_text())]
-    batch = BATCH if workload == "real" else 4
+    keep_freed_memory()
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": targets(workload)}
+    raw = {"model": str(directory / "model"), "data": "none", "output_dir": "none", "method": "lora", "dtype": dtype}
+    recipe = TuneRecipe.load(raw | {"settings": settings, "learning_rate": 2e-4})
+    subject = open_subject(recipe, ())
+    network, parameters, optimizer = subject.network, subject.parameters, optimizer_for(recipe, subject)
+    pairs, batch = samples_of(directory, workload)
+    rows = [Sample(np.array(i), np.array(y)) for i, y in pairs]
     assembler = Assembler(network, at_most=batch, limit=LIMIT, packing=True)
+    product, notes = products(dtype, network, tokens=assembler.plenty)
+    print(*notes, sep="\n", file=sys.stderr)
     network.train()
     losses = []
-    with peft.wearing(network, "tuned"):
+    with Narrow(subject, product).held(), subject.tuned():
         for step in range(steps + 1):
             if step == 1:
                 began, content = time.perf_counter(), 0
@@ -114,12 +129,13 @@ def ours(directory: Path, workload: str, steps: int) -> dict[str, float]:
                 1.0,
                 micro_batch=batch,
                 max_grad_norm=1.0,
+                dtype=product,
                 parameters=parameters.values(),
             )
             assert report is not None
             losses.append(report.loss)
             content = sum(len(s.inputs) for s in samples) + (content if step > 1 else 0)
-    seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     return {"tokens_per_second": content / seconds, "peak_memory_bytes": peak_memory(), "first_loss": losses[0]}
 
 
@@ -137,7 +153,7 @@ class Rows(torch.utils.data.Dataset[dict[str, list[int]]]):
         return {"input_ids": [*inputs, labels[-1]], "labels": [-100, *labels], "length": len(inputs) + 1}  # type: ignore[dict-item]
 
 
-def theirs(directory: Path, workload: str, steps: int, *, by_length: bool) -> dict[str, float]:
+def theirs(directory: Path, workload: str, steps: int, *, bf16: bool) -> dict[str, float]:
     import transformers
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
@@ -149,9 +165,8 @@ def theirs(directory: Path, workload: str, steps: int, *, by_length: bool) -> di
     model = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets(workload), task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
-    rows = json.loads((directory / f"{workload}.json").read_text())
-    batch = BATCH if workload == "real" else 4
-    if by_length:  # the Trainer's own sorting draws mega-batches; here they are the same for every round
+    rows, batch = samples_of(directory, workload)
+    if workload == "sorted":  # the Trainer's own sorting draws mega-batches; here they are the same for every round
         order = np.random.default_rng(0).permutation(len(rows))
         mega = 50 * batch
         chunks = [sorted(order[i : i + mega], key=lambda j: -len(rows[j][0])) for i in range(0, len(rows), mega)]
@@ -184,6 +199,7 @@ def theirs(directory: Path, workload: str, steps: int, *, by_length: bool) -> di
         save_strategy="no",
         report_to=[],
         use_cpu=True,
+        bf16=bf16,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
@@ -222,10 +238,10 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer", type=Path, default=shared / "models" / "tokenizers" / "mistral_v1_tokenizer.model"
     )
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch chooses")
-    parser.add_argument("--workloads", default="real,fixed")
+    parser.add_argument("--workloads", default="real,sorted,fixed")
     parser.add_argument("--record", action="store_true", help="write into RESULTS.md")
     parser.add_argument("--leg", help=argparse.SUPPRESS)
     parser.add_argument("--workload", help=argparse.SUPPRESS)
@@ -234,24 +250,27 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     if given.leg:
-        run = ours if given.leg == "ours" else theirs
-        more = {} if given.leg == "ours" else {"by_length": given.leg != "peft"}
-        print(json.dumps(run(given.directory, given.workload, given.steps, **more)))
+        if given.leg.startswith("ours"):
+            dtype = "float32" if given.leg.endswith("float32") else "auto"
+            found = ours(given.directory, given.workload, given.steps, dtype)
+        else:
+            found = theirs(given.directory, given.workload, given.steps, bf16=given.leg.endswith("bf16"))
+        print(json.dumps(found))
         return
     with tempfile.TemporaryDirectory() as temporary:
         prepare(Path(temporary), given.data, given.tokenizer)
         for workload in given.workloads.split(","):
-            names = REAL if workload == "real" else FIXED
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+            names = CONTESTANTS[workload]
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
             for number in range(given.rounds):
                 for name in names[:: -1 if number % 2 else 1]:
-                    found[name].append(contest(Path(temporary), workload, name, given.steps, given.threads))
-                    print(workload, name, found[name][-1], file=sys.stderr)
+                    rounds[name].append(contest(Path(temporary), workload, name, given.steps, given.threads))
+                    print(workload, name, rounds[name][-1], file=sys.stderr, flush=True)
             flags = {"steps": given.steps, "threads": given.threads, "data": given.data.name}
-            figures = {workload: {"given": flags, "rounds": found}}
+            figures = {workload: {"given": flags, "rounds": rounds}}
             print("\n".join(table(figures)))
             if given.record:
-                figures = more_rounds(TITLE, workload, flags, found)
+                figures = more_rounds(TITLE, workload, flags, rounds)
                 command = "python benchmarks/tune_lora.py --workloads WORKLOAD --rounds 1 --steps STEPS --record"
                 record(TITLE, command, table(figures), figures)
 
@@ -263,6 +282,8 @@ def table(figures: dict[str, Any]) -> list[str]:
         speed = {n: [f["tokens_per_second"] for f in legs] for n, legs in piece["rounds"].items()}
         memory = {n: statistics.median(f["peak_memory_bytes"] for f in legs) for n, legs in piece["rounds"].items()}
         for name in speed:
+            if len(speed[name]) != len(speed["ours"]):
+                continue  # of an earlier set of contestants
             ratio = statistics.median(a / b for a, b in zip(speed["ours"], speed[name], strict=True))
             share = memory["ours"] / memory[name]
             said = "" if name == "ours" else f"ours {ratio:.2f}x the speed, {share:.2f}x the memory"

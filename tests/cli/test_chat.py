@@ -37,6 +37,21 @@ def test_a_base_model_continues_the_text_of_all_turns(model: LanguageModel) -> N
     assert second == model.generate(f"The cat{first}\nThe dog", max_new_tokens=5, seed=1).text
 
 
+def test_an_encoder_decoder_answers_each_line_by_itself() -> None:
+    model = load("translator")
+    talk = Conversation(model, {"max_new_tokens": 20, "temperature": 0})
+    assert "each line by itself" in talk.manner
+    said = ["".join(talk.reply(line)) for line in ("Good night.", "My sister likes coffee.")]
+    assert said[1] == model.generate("My sister likes coffee.", max_new_tokens=20, temperature=0).text
+    assert said[1] != said[0]
+
+
+def test_a_model_that_does_not_write_is_refused_before_the_first_line(loquela: Run) -> None:
+    done = loquela("chat", "-m", "cloze", stdin="The cat sat\n")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.strip() == "loquela: one talks to a model that writes, but bert reads: ask it with generate"
+
+
 def test_the_oldest_turns_are_forgotten_aloud(model: LanguageModel, capsys: pytest.CaptureFixture[str]) -> None:
     talk = Conversation(model, {"max_new_tokens": 20})
     for _ in range(6):

@@ -25,19 +25,23 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(model_type: str, place: Path, **more: object) -> Path:
     tokenizer = Tokenizer.train("bpe", ["The cat sat on the mat; the dog sat on the log.\n" * 20], 300)
-    module = architecture("llama")
-    fields = {"model_type": "llama", "vocab_size": tokenizer.vocab_size, **FIELDS}
+    module = architecture(model_type)
+    fields = {"model_type": model_type, "vocab_size": tokenizer.vocab_size, **FIELDS, **more}
     network = module.NETWORK(module.CONFIG.from_dict(fields))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2, generator=generator)
-    save_model(network, tokenizer, place := tmp_path_factory.mktemp("round") / "model")
+    save_model(network, tokenizer, place)
     return place
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made("llama", tmp_path_factory.mktemp("round") / "model")
 
 
 @pytest.fixture(scope="module", params=["int8", "int4"])
@@ -76,6 +80,16 @@ def test_opened_it_runs_in_its_width_with_the_same_codes(model: Path, rounded: A
     ids = torch.arange(30)[None]
     assert torch.equal(small.logits(ids), load(model, quantize=quantize).logits(ids))
     assert not isinstance(load(place, engine="torch").network, CompiledNetwork)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_routers_are_stored_as_they_are(quantize: str, tmp_path: Path) -> None:
+    few = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+    plain = made("qwen2_moe", tmp_path / "plain", **few, shared_expert_intermediate_size=24)
+    round_model(plain, tmp_path / "rounded", quantize, None)
+    ids = torch.arange(30)[None]
+    stored, at_load = load(tmp_path / "rounded"), load(plain, quantize=quantize)
+    assert torch.equal(stored.logits(ids), at_load.logits(ids))
 
 
 def test_a_config_or_scales_that_lie(rounded: Any, tmp_path: Path) -> None:

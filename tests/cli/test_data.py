@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from loquela.cli.data import app
 from loquela.data.objectives import OBJECTIVES
-from loquela.errors import UsageError
+from loquela.errors import DataError, UsageError
+from loquela.text.tokenizer import Tokenizer
 from loquela.training.recipe import Recipe
 from loquela.training.run import train
 
@@ -26,6 +27,20 @@ def documents(tmp_path: Path) -> Path:
     lines = [{"text": f"document {n} says {n * n} and {n % 7}, which is new.\n" * 3} for n in range(90)]
     path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[3]]))
     return path
+
+
+def test_the_vocabulary_is_learnt_from_what_is_built_the_same_column_the_same_rows_left_out(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"el zorro número {n} salta sobre {n * n} perros, y duerme" for n in range(40)]
+    parquet.write_table(pyarrow.table({"cuerpo": texts, "id": list(range(40))}), tmp_path / "a.parquet")
+    (tmp_path / "b.csv").write_text("id,cuerpo\n" + "".join(f'{n},"{text}, dos"\n' for n, text in enumerate(texts)))
+    (tmp_path / "c.jsonl").write_text(json.dumps({"cuerpo": texts[0] + "!"}) + '\n{"cuerpo": cut off\n')
+    command = ["build", str(tmp_path / "*"), "-o", str(tmp_path / "out"), "--column", "cuerpo", "--vocab-size", "320"]
+    with pytest.raises(DataError, match=r"c\.jsonl: row 2 must be JSON.*--skip-bad-rows"):
+        call(*command)
+    report = json.loads(call(*command, "--skip-bad-rows", "--near", "0", "--json").stdout)
+    assert report["train_documents"] + report["val_documents"] == 81
+    assert Tokenizer.load(tmp_path / "out" / "tokenizer").vocab_size == 320
 
 
 def test_what_is_built_is_told_and_trained_on(documents: Path, tmp_path: Path) -> None:

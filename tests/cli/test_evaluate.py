@@ -66,6 +66,58 @@ def test_comparison_contamination_and_orders(loquela: Run, model_directory: Path
     assert len((tmp_path / "l-versus.jsonl").read_text().splitlines()) == 11
 
 
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """A task of which no item fits the window of a tiny model."""
+    path = tmp_path / "long.jsonl"
+    rows = [{"text": "what sat there " * 100, "label": label} for label in ("good", "bad")] * 10
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_one_task_that_fails_costs_no_other_its_result(
+    loquela: Run, model_directory: Path, quiz: Path, long: Path
+) -> None:
+    command = ("evaluate", "-m", model_directory, "-t", long, "-t", quiz, "--limit", 8)
+    done = loquela(*command, "--json")
+    found = json.loads(done.out)
+    assert done.code == 1
+    assert list(found["results"]) == ["quiz"]
+    assert list(found["failed"]) == ["long"]
+    assert "no item of task long fits" in found["failed"]["long"]
+    assert "there is no result of long: no item of task long fits" in done.err.strip().splitlines()[-1]
+    shown = loquela(*command, "--versus", model_directory)
+    assert shown.code == 1
+    rows = [line.split() for line in shown.out.splitlines()]
+    assert ["long", "failed", "–"] in rows
+    assert any(row[:2] == ["quiz", "accuracy"] for row in rows)
+    (at,) = (i for i, row in enumerate(rows) if row[0] == "versus")
+    assert " ".join(rows[at]).endswith("on the same 8 items; the difference is ours less theirs")
+    assert [row[0] for row in rows[at + 1 : at + 4]] == ["accuracy", "accuracy_per_token", "accuracy_per_byte"]
+    assert " ".join(rows[at + 1][2:]) == "+0.0000 to +0.0000 difference +0.0000, p 1.0000"
+    curve = loquela(*command, "--shots", "0,1", "--json")
+    assert curve.code == 1
+    assert [point["task"] for point in json.loads(curve.out)["curve"]] == ["quiz", "quiz"]
+
+
+def test_what_fails_after_the_asking_costs_no_result(
+    loquela: Run, model_directory: Path, quiz: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", "-m", model_directory, "-t", quiz, "--limit", 8, "--json")
+    compared = loquela(*command, "--versus", tmp_path / "nowhere")
+    assert compared.code == 1
+    assert json.loads(compared.out)["results"]["quiz"]["n"] == 8
+    assert list(json.loads(compared.out)["failed"]) == [f"--versus {tmp_path / 'nowhere'}"]
+    drawn = loquela(*command, "--shots", "0,1", "--chart", tmp_path / "no" / "chart.html")
+    assert drawn.code == 1
+    assert len(json.loads(drawn.out)["curve"]) == 2
+    models = loquela(*command, "-m", tmp_path / "nowhere")
+    assert models.code == 1
+    assert len(json.loads(models.out)["curve"]) == 1
+    searched = loquela(*command, "--contamination", tmp_path / "nothing.txt")
+    assert (searched.code, searched.out) == (1, ""), "this is known before a model is asked"
+
+
 def test_a_curve_and_its_chart(loquela: Run, model_directory: Path, quiz: Path, tmp_path: Path) -> None:
     chart = tmp_path / "curve.html"
     done = loquela(
@@ -76,8 +128,11 @@ def test_a_curve_and_its_chart(loquela: Run, model_directory: Path, quiz: Path, 
     curve = json.loads(done.out)["curve"]
     assert [point["shots"] for point in curve] == [0, 1, 0, 1]
     assert "Plotly.newPlot" in chart.read_text()
-    shown = loquela("evaluate", "-m", model_directory, "-t", quiz, "--shots", "0,1", "--limit", 8).out
-    assert [line.split()[2] for line in shown.splitlines()[1:]] == ["0", "1"]
+    shown = loquela("evaluate", "-m", model_directory, "-t", quiz, "--shots", "0,9", "--limit", 8)
+    assert [line.split()[2] for line in shown.out.splitlines()[1:]] == ["0", "9"]
+    assert [line.split()[-1] for line in shown.out.splitlines()] == ["n", "8", "8"]
+    assert "quiz, 9 shots:" in shown.err
+    assert "were dropped: the context window was full" in shown.err
 
 
 def test_the_list_of_tasks(loquela: Run) -> None:

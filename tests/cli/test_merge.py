@@ -76,6 +76,21 @@ def test_several_with_weights(loquela: Any, model_directory: Path, tmp_path: Pat
     assert json.loads(ties.out)["how"] == "ties"
 
 
+def test_adapters_may_have_names_as_serve_gives_them(loquela: Any, model_directory: Path, tmp_path: Path) -> None:
+    one = adapter(tmp_path / "one", model_directory, seed=1, r=3)
+    two = adapter(tmp_path / "x=two", model_directory, seed=2, r=2)
+    common = ("merge", "-m", model_directory, "--json", "--output")
+    named = loquela(*common, tmp_path / "a", "--adapter", f"mine={one}", "--adapter", two)
+    assert named.code == 0, named.err
+    assert json.loads(named.out)["adapters"] == [str(one), str(two)]
+    assert loquela(*common, tmp_path / "b", "--adapter", one, "--adapter", f"yours={two}").code == 0
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    twice = loquela(*common, tmp_path / "c", "--adapter", f"mine={one}", "--adapter", f"mine={two}")
+    assert (twice.code, "'mine' is there twice" in twice.err) == (2, True)
+    empty = loquela(*common, tmp_path / "c", "--adapter", "mine=")
+    assert (empty.code, "must be DIR or NAME=DIR" in empty.err) == (2, True)
+
+
 def test_half_precision_has_its_own_bound(loquela: Any, model_directory: Path, tmp_path: Path) -> None:
     loaded = load_model(model_directory, dtype="bfloat16")
     save_model(loaded.network, loaded.tokenizer, tmp_path / "base")

@@ -164,4 +164,4 @@ def test_show_fails_in_one_line(tmp_path: Path, directory: Path) -> None:
     assert b"does not exist" in missing.stderr
     latin = loquela("show", directory, stdin="añ".encode("latin-1"))
     assert latin.returncode == 1
-    assert b"stdin must be text in utf-8, but byte 1 is not" in latin.stderr
+    assert b"stdin must be UTF-8 text, but its byte 1 is not" in latin.stderr

@@ -91,10 +91,16 @@ def talk(model: LanguageModel, draft: LanguageModel | None = None, **settings: A
 class Conversation:
     """What was said so far, as far as it fits the context window, and the settings in force.
 
-    A model without a chat template only knows how to go on with a text: there the talk is one text, written in turns.
+    A decoder without a chat template only knows how to go on with a text: there the talk is one text, written in turns.
+    An encoder-decoder makes another text of each line; what was said before is no part of that. Raises `UsageError` for
+    a model that does not write.
     """
 
     def __init__(self, model: LanguageModel, settings: dict[str, Any], draft: LanguageModel | None = None) -> None:
+        if model.network.kind == "encoder":
+            raise UsageError(
+                f"one talks to a model that writes, but {model.network.config.model_type} reads: ask it with generate"
+            )
         self.model, self.given, self.draft = model, settings, draft
         self.template = model.tokenizer.chat_template
         self.turns: list[dict[str, str]] = []
@@ -104,6 +110,8 @@ class Conversation:
     @property
     def manner(self) -> str:
         """What a person should know before the first line."""
+        if self.template is None and self.model.network.kind == "encoder-decoder":
+            return "A model without a chat template: it makes another text of each line by itself."
         if self.template is None:
             return "A base model without a chat template: it continues your text."
         return "The model answers you."
@@ -155,6 +163,8 @@ class Conversation:
     def _prompt(self) -> list[int]:
         """Render the turns; the oldest are forgotten when they no longer fit beside an answer."""
         if self.template is None:
+            if self.model.network.kind == "encoder-decoder":
+                return self.model.fit(self.turns[-1]["content"], self.settings)[0]
             text = "".join(("\n" if turn["role"] == "user" else "") + turn["content"] for turn in self.turns)
             ids, cut = self.model.fit(text.removeprefix("\n"), self.settings, truncate=True)
         else:

@@ -1,8 +1,9 @@
-"""A LLaMA in CTranslate2's form, to be measured beside ours: the same weights, rounded by its own function."""
+"""A model in CTranslate2's form, to be measured beside ours: the same weights, rounded by its own function."""
 
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,47 @@ __all__ = ["ctranslate_of"]
 def ctranslate_of(model: Path, place: Path, quantize: str | None) -> Path:
     """Write a model directory for CTranslate2, in float32 or int8; return where.
 
-    Its tokens are called by their numbers. Raises `UsageError` for another width, or for anything but a plain LLaMA.
+    The tokens of a plain LLaMA, which needs no tokenizer for that, are called by their numbers; others go through
+    CTranslate2's own converter. Raises `UsageError` for another width, or for what that converter does not take.
     """
-    from loquela.checkpoint.store import load_model
+    from loquela.checkpoint.configs import read_config
 
     if quantize not in (None, "int8"):
         raise UsageError(f"CTranslate2 computes in float32 or int8, not in {quantize}")
-    network: Any = load_model(model, verify=False).network
+    out = place / f"ctranslate2-{quantize or 'float32'}"
+    if read_config(model).model_type == "llama":
+        from loquela.checkpoint.store import load_model
+
+        network = load_model(model, verify=False).network
+        if _is_plain(network):
+            _plain_llama(network, out, quantize)
+            return out
+    _converted(model, out, quantize)
+    return out
+
+
+def _converted(model: Path, out: Path, quantize: str | None) -> None:
+    """What CTranslate2's own converter makes of a model; special tokens that are missing get any name."""
+    importlib.import_module("transformers").utils.logging.disable_progress_bar()
+    converter: Any = importlib.import_module("ctranslate2.converters").TransformersConverter
+    try:
+        converter(str(model)).convert(str(out), quantization=quantize or "float32")
+    except Exception as error:  # whatever a library of others finds wrong: it is then not measured
+        raise UsageError(f"CTranslate2's converter does not take this model: {str(error).strip()[:120]}") from None
+    config = json.loads((out / "config.json").read_text())
+    words = json.loads(next(out.glob("*vocabulary.json")).read_text())
+    missing = {name: words[0] for name, value in config.items() if name.endswith("_token") and value is None}
+    (out / "config.json").write_text(json.dumps(config | missing))
+
+
+def _is_plain(network: Any) -> bool:
     config = network.config
-    plain = config.model_type == "llama" and config.hidden_act == "silu"
-    if not plain or config.rope_parameters.get("rope_type", "default") != "default" or _has_biases(network):
-        raise UsageError(f"only a plain LLaMA is put into CTranslate2's form, but {model} is no such")
+    known = config.hidden_act == "silu" and config.rope_parameters.get("rope_type", "default") == "default"
+    return known and not any(name.endswith(".bias") for name, _ in network.named_parameters())
+
+
+def _plain_llama(network: Any, out: Path, quantize: str | None) -> None:
+    config = network.config
     specs = importlib.import_module("ctranslate2.specs")
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     spec = specs.TransformerDecoderModelSpec.from_config(
@@ -46,14 +77,8 @@ def ctranslate_of(model: Path, place: Path, quantize: str | None) -> Path:
         setattr(spec.config, name, value)
     spec.validate()
     spec.optimize(quantization=quantize)
-    out = place / f"ctranslate2-{quantize or 'float32'}"
     out.mkdir()
     spec.save(str(out))
-    return out
-
-
-def _has_biases(network: Any) -> bool:
-    return any(name.endswith(".bias") for name, _ in network.named_parameters())
 
 
 def _fill(spec: Any, network: Any) -> None:

@@ -72,24 +72,26 @@ def build(
     from loquela.data.builder import build as made
     from loquela.data.gather import HUB, Gathering, find
     from loquela.data.objectives import OBJECTIVES
-    from loquela.data.vocabulary import train_tokenizer
+    from loquela.data.vocabulary import tokenizer_of
     from loquela.text.tokenizer import Tokenizer
 
     if objective not in OBJECTIVES:
         raise UsageError(f"--objective must be one of {', '.join(OBJECTIVES)}, but is {objective!r}")
     start = time.perf_counter()
     found = find(sources)
+    documents = Gathering(found, column, encoding, skip_bad_rows)
     if tokenizer is not None:
         chosen = Tokenizer.load(resolve(tokenizer))
     elif any(source.startswith(HUB) for source in found):
         raise UsageError("a set of the Hub is read once: name the --tokenizer to read it with")
     else:
         with console.status("learning the vocabulary …"):
-            special = OBJECTIVES[objective].special_tokens
-            chosen = train_tokenizer(found, "bpe", vocab_size, encoding=encoding, special_tokens=special)
+            chosen = tokenizer_of(documents, vocab_size, special_tokens=OBJECTIVES[objective].special_tokens)
+        if chosen.note and not json:
+            note(chosen.note)
     with console.status("reading …") as status:
         report = made(
-            Gathering(found, column, encoding, skip_bad_rows),
+            documents,
             chosen,
             output,
             validation_fraction=validation_fraction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +14,8 @@ from loquela.cli.output import console, note, print_json
 from loquela.cli.terminal import write
 
 if TYPE_CHECKING:
+    from loquela.evaluation.contamination import Overlap
     from loquela.evaluation.plan import Settings
-    from loquela.evaluation.results import TaskResult
     from loquela.evaluation.run import Evaluation, Prepared
     from loquela.evaluation.subject import Subject
 
@@ -72,6 +72,7 @@ def evaluate(
         return
 
     from loquela.errors import UsageError
+    from loquela.evaluation.contamination import report
     from loquela.evaluation.plan import Settings
     from loquela.evaluation.run import prepare_task
 
@@ -94,22 +95,36 @@ def evaluate(
             raise UsageError("a curve has no --versus, --log, --contamination or --orders: ask for one number of shots")
         _curve(model or [], url, concurrency, adapter, quantize, prepared, settings, counts, chart, json)
         return
+    overlaps = _overlaps(contamination or [], prepared)
     subject = _subject(model[0] if model else None, url, concurrency, adapter, quantize, settings)
-    found, orders_found = _evaluate(subject, prepared, settings, log, orders)
-    extra: dict[str, dict[str, Any]] = {one.task.name: {} for one in prepared}
-    for name, spread in orders_found.items():
+    found, spreads, failed = _evaluate(subject, prepared, settings, log, orders)
+    extra: dict[str, dict[str, Any]] = {name: {} for name in found.results}
+    for name, spread in spreads.items():
         extra[name]["orders"] = spread
+    scored = [one for one in prepared if one.task.name in found.results]
     if versus:
-        _versus(versus, prepared, settings, found, log, extra)
-    if contamination:
-        _contamination(contamination, prepared, found, extra)
-    result = found.as_dict()
-    for name, more in extra.items():
-        result["results"][name] |= more
+        failed |= _versus(versus, scored, settings, found, log, extra)
+    for one in scored if overlaps else []:
+        name = one.task.name
+        extra[name]["contamination"] = report(one.task, found.results[name], overlaps[name])
     if json:
-        print_json(result | {"model": subject.name})
-        return
-    _table(found, extra)
+        result = found.as_dict()
+        for name in found.results:
+            result["results"][name] |= extra[name]
+        print_json(result | {"failed": failed, "model": subject.name})
+    else:
+        from loquela.cli.scores import table
+
+        table(found, extra)
+    _end(failed)
+
+
+def _end(failed: Mapping[str, str]) -> None:
+    """Say what failed, after all that did not was printed."""
+    from loquela.errors import LoquelaError
+
+    if failed:
+        raise LoquelaError("there is no result of " + "; ".join(f"{what}: {why}" for what, why in failed.items()))
 
 
 def _subject(
@@ -142,21 +157,29 @@ def _subject(
 
 def _evaluate(
     subject: Subject, prepared: list[Prepared], settings: Settings, log: Path | None, orders: int
-) -> tuple[Evaluation, dict[str, Any]]:
-    """Ask; then again with the shots in other orders, and say how far the scores spread."""
-    from loquela.errors import UsageError
+) -> tuple[Evaluation, dict[str, Any], dict[str, str]]:
+    """Ask; then again with the shots in other orders, and say how far the scores spread. What failed comes last."""
+    from loquela.errors import LoquelaError, UsageError
 
     if orders > 1 and settings.shots < 2:
         raise UsageError(f"shots have an order from 2 on, but shots is {settings.shots}: leave --orders out")
     found = _run(subject, prepared, settings, log)
+    failed = {name: str(error) for name, error in found.failed.items()}
+    if orders == 1:
+        return found, {}, failed
+    scored = [one for one in prepared if one.task.name in found.results]
     scores = {name: [result.score] for name, result in found.results.items()}
     for order in range(1, orders):
-        again = _run(subject, prepared, replace(settings, order=order), None)
+        try:
+            again = _run(subject, scored, replace(settings, order=order), None)
+        except LoquelaError as error:
+            failed |= {f"{name} in order {order}": str(error) for name in scores}
+            continue
+        failed |= {f"{name} in order {order}": str(error) for name, error in again.failed.items()}
         for name, result in again.results.items():
             scores[name].append(result.score)
-    if orders == 1:
-        return found, {}
-    return found, {n: {"scores": s, "min": min(s), "max": max(s), "mean": sum(s) / len(s)} for n, s in scores.items()}
+    spreads = {n: {"scores": s, "min": min(s), "max": max(s), "mean": sum(s) / len(s)} for n, s in scores.items()}
+    return found, spreads, failed
 
 
 def _run(subject: Subject, prepared: list[Prepared], settings: Settings, log: Path | None) -> Evaluation:
@@ -177,30 +200,44 @@ def _run(subject: Subject, prepared: list[Prepared], settings: Settings, log: Pa
 
 
 def _versus(
-    other: str, prepared: list[Prepared], settings: Settings, found: Evaluation, log: Path | None, extra: dict[str, Any]
-) -> None:
+    other: str, scored: list[Prepared], settings: Settings, found: Evaluation, log: Path | None, extra: dict[str, Any]
+) -> dict[str, str]:
+    """Compare with another model; returns what failed."""
+    from loquela.errors import LoquelaError
     from loquela.evaluation.compare import compare
 
     beside = None if log is None else log.with_name(f"{log.stem}-versus{log.suffix}")
-    theirs = _run(_subject(other, None, None, None, None, settings), prepared, settings, beside)
-    for one in prepared:
+    try:
+        theirs = _run(_subject(other, None, None, None, None, settings), scored, settings, beside)
+    except LoquelaError as error:
+        return {f"--versus {other}": str(error)}
+    failed = {f"{name} --versus {other}": str(error) for name, error in theirs.failed.items()}
+    for one in scored:
         name = one.task.name
-        extra[name]["versus"] = {"model": other, **compare(one.task, found.results[name], theirs.results[name])}
+        if name in theirs.results:
+            try:
+                said = compare(one.task, found.results[name], theirs.results[name])
+            except LoquelaError as error:
+                failed[f"{name} --versus {other}"] = str(error)
+            else:
+                extra[name]["versus"] = {"model": other, **said}
+    return failed
 
 
-def _contamination(sources: list[Path], prepared: list[Prepared], found: Evaluation, extra: dict[str, Any]) -> None:
+def _overlaps(sources: list[Path], prepared: list[Prepared]) -> dict[str, Overlap]:
+    """Look for each task's items in training texts, before a model is asked."""
     from loquela.data.readers import read_pieces
-    from loquela.evaluation.contamination import item_texts, overlap_of, report
+    from loquela.evaluation.contamination import item_texts, overlap_of
 
-    for one in prepared:
+    found = {}
+    for one in prepared if sources else []:
         if one.task.kind == "perplexity":
             text = "".join(piece.text for piece in read_pieces(one.file))
             items = {i: [line] for i, line in enumerate(text.split("\n")) if line.strip()}
         else:
             items = item_texts(one.task, one.rows)
-        extra[one.task.name]["contamination"] = report(
-            one.task, found.results[one.task.name], overlap_of(items, sources)
-        )
+        found[one.task.name] = overlap_of(items, sources)
+    return found
 
 
 def _curve(
@@ -215,29 +252,43 @@ def _curve(
     chart: Path | None,
     json: bool,
 ) -> None:
+    from loquela.cli.scores import curve_table
+    from loquela.errors import LoquelaError
     from loquela.evaluation.curve import Point, write_chart
 
     points, seconds, asked = [], 0.0, 0
+    failed: dict[str, LoquelaError] = {}
     asked_models: list[str | None] = [*models] or [None]
     for model in asked_models:
-        subject = _subject(model, url, concurrency, adapter, quantize, settings)
+        try:
+            subject = _subject(model, url, concurrency, adapter, quantize, settings)
+        except LoquelaError as error:
+            failed[str(model)] = error
+            continue
         for count in counts:
-            found = _run(subject, prepared, replace(settings, shots=count), None)
+            where = f"{subject.name} with {count} shots"
+            try:
+                found = _run(subject, prepared, replace(settings, shots=count), None)
+            except LoquelaError as error:
+                failed[where] = error
+                continue
+            failed |= {f"{name}, {where}": error for name, error in found.failed.items()}
             points += [Point(subject.name, count, result) for result in found.results.values()]
             seconds, asked = seconds + found.seconds, asked + found.asked
-    if chart is not None:
-        write_chart(points, chart)
-        note(f"chart: {chart}")
+    if not points:
+        raise next(iter(failed.values()))
+    reasons = {what: str(error) for what, error in failed.items()}
     if json:
         results = {point.result.task: point.result.as_dict() for point in points}
         curve = [point.as_dict() for point in points]
-        print_json({"results": results, "curve": curve, "seconds": seconds, "items_per_second": asked / seconds})
-        return
-    write(f"{'model':<28} {'task':<20} {'shots':>5} {'score':>9}  95 % interval\n")
-    for point in points:
-        result = point.result
-        name = point.model if len(point.model) <= 28 else "…" + point.model[-27:]
-        write(f"{name:<28} {result.task:<20} {point.shots:>5} {result.score:>9.4f}  {_interval(result)}\n")
+        speed = {"seconds": seconds, "items_per_second": asked / seconds}
+        print_json({"results": results, "curve": curve, **speed, "failed": reasons})
+    else:
+        curve_table(points)
+    if chart is not None:
+        write_chart(points, chart)
+        note(f"chart: {chart}")
+    _end(reasons)
 
 
 def _counts(shots: str) -> list[int]:
@@ -250,45 +301,6 @@ def _counts(shots: str) -> list[int]:
     if len(set(counts)) < len(counts):
         raise UsageError(f"shots must be different numbers, but is {shots!r}")
     return counts
-
-
-def _interval(result: TaskResult) -> str:
-    return f"{result.ci95[0]:.4f} to {result.ci95[1]:.4f}"
-
-
-def _table(found: Evaluation, extra: dict[str, dict[str, Any]]) -> None:
-    """Print a line per metric, the main one with chance and the commonest answer beside it."""
-    wide = max(24, *map(len, found.results))
-    write(
-        f"{'task':<{wide}} {'metric':<20} {'score':>10}  {'95 % interval':<22} {'n':>6} {'chance':>8} {'majority':>8}\n"
-    )
-    for name, result in found.results.items():
-        order = [result.metric, *(metric for metric in result.scores if metric != result.metric)]
-        for metric in order:
-            low, high = result.intervals[metric]
-            line = f"{name if metric == result.metric else '':<{wide}} {metric:<20} {result.scores[metric]:>10.4f}  "
-            line += f"{f'{low:.4f} to {high:.4f}':<22}"
-            if metric == result.metric:
-                line += f" {result.n:>6} {_number(result.chance):>8} {_number(result.majority):>8}"
-            write(line.rstrip() + "\n")
-        for what, said in extra[name].items():
-            write(f"  {what}: {_said(said)}\n")
-        for line in result.notes:
-            note(f"{name}: {line}")
-    note(f"{found.asked} items in {found.seconds:.1f} s")
-    sys.stdout.flush()
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_said(inner)}" for key, inner in value.items())
-    if isinstance(value, list):
-        return (" to " if len(value) == 2 else ", ").join(map(_said, value))
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _list(found: list[Any], json: bool) -> None:

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from loquela.cli.output import errors_as_exit_codes
+from loquela.errors import UsageError, nearest
 from loquela.version import VERSION
 
 __all__ = ["app", "main"]
@@ -48,6 +49,11 @@ class _LazyVerbs(TyperGroup):
         command = typer.main.get_command(importlib.import_module(f"loquela.cli.{cmd_name}").app)
         command.name = cmd_name
         return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if not ctx.resilient_parsing and args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise UsageError(f"there is no verb {args[0]!r}{nearest(args[0], VERBS)} (loquela --help lists them)")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Verbs"):

@@ -17,8 +17,10 @@ app = typer.Typer(rich_markup_mode=None, add_completion=False)
 @app.command()
 def merge(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model directory: the base.")],
-    output: Annotated[Path, typer.Option("--output", help="The model directory to write; it must be new.")],
-    adapter: Annotated[list[Path], typer.Option("--adapter", help="Adapter directory; may be given several times.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model directory to write; it must be new.")],
+    adapter: Annotated[
+        list[str], typer.Option(metavar="[NAME=]DIR", help="Adapter directory; may be given several times.")
+    ],
     weights: Annotated[
         str | None, typer.Option(metavar="X,X", help="What each adapter's changes are multiplied by. Default: 1 each.")
     ] = None,
@@ -59,8 +61,9 @@ def merge(
     stored = dtype or str(next(loaded.network.parameters()).dtype).removeprefix("torch.")
     if stored != "float64":
         loaded.network.float()
-    names = [f"{index}: {place.name}" for index, place in enumerate(adapter, 1)]
-    for name, place in zip(names, adapter, strict=True):
+    places = _places(adapter)
+    names = [*places]
+    for name, place in places.items():
         loaded.network = open_adapter(loaded.network, loaded.tokenizer, place, name)
     pooling = read_pooling(loaded.directory)
     files = sentence_files(pooling, loaded.network.dim) if pooling else {}
@@ -77,7 +80,7 @@ def merge(
             dtype=stored,
             extra_files=files,
         )
-    result["adapters"] = [str(place) for place in adapter]
+    result["adapters"] = [str(place) for place in places.values()]
     if json:
         print_json(result)
         return
@@ -87,3 +90,20 @@ def merge(
         f"{result['model']}: {', '.join(result['adapters'])} {done} {model}; over {parity['tokens']} tokens the logits "
         f"differ by at most {parity['max_abs_logit_diff']:.2g} (bound {parity['bound']:.2g})"
     )
+
+
+def _places(given: list[str]) -> dict[str, Path]:
+    """Read `DIR` or `NAME=DIR`, as `serve` does, as often as it is given; an adapter without a name gets its number."""
+    from loquela.errors import UsageError
+
+    places: dict[str, Path] = {}
+    for number, item in enumerate(given, 1):
+        name, equals, directory = item.partition("=")
+        if not equals or Path(item).is_dir():
+            name, directory = f"{number}: {Path(item).name}", item
+        if not (name and directory):
+            raise UsageError(f"--adapter must be DIR or NAME=DIR, but is {item!r}")
+        if name in places:
+            raise UsageError(f"--adapter must give each name once, but {name!r} is there twice")
+        places[name] = Path(directory)
+    return places

@@ -15,7 +15,7 @@ _TEXT = 20_000  # characters of a shipped text that perplexity is measured on wh
 def round_model(source: Path, target: Path, quantize: str, text: Path | None) -> dict[str, Any]:
     """Write the model directory `source` with matrices of few bits as `target`, a new directory.
 
-    The head, where it is a matrix of its own, has 8 bits. Read again from the disk, the written model must give the
+    Embeddings and what chooses experts stay whole. Read again from the disk, the written model must give the
     logits of the source with its matrices replaced by what codes and scales stand for, else a `CheckpointError` says
     by how much they differ and nothing is kept. Returns `model`, `parity`, `parameters`, `bytes` (of the weights before
     and after) and, where there is a tokenizer, `perplexity` (`before`, `after`, `change`, `tokens`, `text`), computed

@@ -80,24 +80,26 @@ def serve(
 def start(options: object, *, browse: bool = False) -> None:
     """Serve, say where, and with `browse` open the page."""
     from loquela.cli.threads import suit_threads
+    from loquela.serving.door import bind, run
     from loquela.serving.options import Options
-    from loquela.serving.state import Served
-    from loquela.serving.worker import bind, run
 
     assert isinstance(options, Options)
     listener = bind(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listener.getsockname()[1]}"
 
-    def ready(served: Served) -> None:
-        note(f"{served.name} is served at {address} (the API: {address}/v1). Ctrl-C ends it.")
+    def ready() -> None:
+        by = (
+            f"{options.workers} workers serve {options.model_name}"
+            if options.workers > 1
+            else (f"{options.model_name} is served")
+        )
+        note(f"{by} at {address} (the API: {address}/v1). Ctrl-C ends it.")
         if browse:
             import webbrowser
 
             webbrowser.open(address)
 
-    if options.workers > 1:
-        note(f"{options.workers} workers serve {options.model_name} at {address} (the API: {address}/v1).")
     run(options, listener, ready, suit_threads)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loquela.api import LanguageModel
 
-__all__ = ["share_cores", "starting", "suit_threads"]
+__all__ = ["share_cores", "starting", "suit_threads", "suits_one_thread"]
 
 _LIGHT = 32_000_000
 
@@ -57,5 +57,10 @@ def suit_threads(model: LanguageModel) -> None:
     """
     import torch
 
-    if model.network.parameter_count() < _LIGHT and "OMP_NUM_THREADS" not in os.environ:
+    if suits_one_thread(model.network.parameter_count()):
         torch.set_num_threads(1)
+
+
+def suits_one_thread(parameters: int) -> bool:
+    """Whether a model is so small, and nothing says otherwise; see `suit_threads`."""
+    return parameters < _LIGHT and "OMP_NUM_THREADS" not in os.environ

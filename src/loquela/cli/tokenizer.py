@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loquela.cli.output import console, note, print_json
-from loquela.errors import TextDecodingError, UsageError
+from loquela.cli.terminal import decoded
+from loquela.errors import UsageError
 
 if TYPE_CHECKING:
     from loquela.text.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def show(
 
     tokenizer = Tokenizer.load(resolve(path))
     if text is None and not sys.stdin.isatty():
-        text = _stdin() or None
+        text = decoded(sys.stdin.buffer.read()) or None
     if text is None:
         _show_tokenizer(tokenizer, path, json)
         return
@@ -110,17 +111,6 @@ def _show_tokenizer(tokenizer: Tokenizer, path: Path, json: bool) -> None:
         return
     special = ", ".join(f"{name} {token_id}" for name, token_id in tokenizer.special_tokens.items()) or "none"
     typer.echo(f"{path}: {tokenizer.kind} tokenizer, {tokenizer.vocab_size:,} tokens; special: {special}")
-
-
-def _stdin() -> str:
-    raw = sys.stdin.buffer.read()
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise TextDecodingError(
-            f"stdin must be text in utf-8, but byte {error.start} is not: {error.reason}; "
-            "convert it first, for example with iconv -f latin1 -t utf-8"
-        ) from error
 
 
 def _draw(tokens: list[dict[str, Any]]) -> None:
