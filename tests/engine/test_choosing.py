@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from strange import estrange
 
 from loquela import peft
 from loquela.api import LanguageModel, load
@@ -32,11 +33,12 @@ def test_what_is_worn_is_compiled_where_the_engine_knows_it(llama: Network, monk
     monkeypatch.setattr(choosing, "WORTH_IT", 1000)
     engine, network = Engine(), copy.deepcopy(llama)
     peft.attach(network, peft.config_for("lora"), "lora")
-    peft.attach(network, peft.config_for("ia3", target_modules=["gate_proj"], feedforward_modules=["gate_proj"]), "in")
+    peft.attach(network, peft.config_for("ia3"), "strange")
+    estrange(network, "strange")
     with peft.wearing(network, "lora"):
         assert isinstance(engine.of(network), CompiledNetwork)
     assert engine.note is None
-    with peft.wearing(network, "in"):
+    with peft.wearing(network, "strange"):
         assert engine.of(network) is network
     assert "use the torch engine" in (engine.note or "")
 
@@ -99,7 +101,7 @@ def test_a_narrow_cache_is_asked_for(quantize: Any, llama: Network, tokenizer: T
         compiled(llama, cache_dtype="int3")  # type: ignore[arg-type]
 
 
-def test_what_cannot_be(llama: Network, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_what_cannot_be(llama: Network, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(llama, tokenizer, tmp_path / "model")
     with pytest.raises(UsageError, match="but is 'fast'"):
         load(tmp_path / "model", engine="fast")  # type: ignore[arg-type]
@@ -108,7 +110,9 @@ def test_what_cannot_be(llama: Network, tokenizer: Tokenizer, tmp_path: Path) ->
     dora = copy.deepcopy(llama)
     peft.attach(dora, peft.config_for("lora", use_dora=True), "dora")
     peft.save_adapter(dora, "dora", tmp_path / "dora")
-    with pytest.raises(UsageError, match=r"weights of int8 cannot wear .* DoRA .* merge it first"):
+    assert load(tmp_path / "model", adapter=tmp_path / "dora", quantize="int8").adapters
+    monkeypatch.setattr(CompiledNetwork, "refusal", lambda self, name: "nobody knows its kind")
+    with pytest.raises(UsageError, match=r"weights of int8 cannot wear .* merge it first"):
         load(tmp_path / "model", adapter=tmp_path / "dora", quantize="int8")
     with pytest.raises(UsageError, match="cannot be saved"):
         LanguageModel(load(tmp_path / "model", quantize="int4").network, tokenizer).save(tmp_path / "other")

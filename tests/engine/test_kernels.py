@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from loquela.engine import adapting, attending, experts, kernels, storing, vectors
+from loquela.engine import adapting, attending, board, experts, kernels, storing, vectors
 from loquela.engine.bricks import ACTIVATION_CODES, bits_of_float
 from loquela.engine.cached import jit
 from loquela.engine.memory import address, aligned
@@ -343,9 +343,11 @@ def test_what_an_adapter_adds_is_that_of_float64(
         [0, 0, 1, address(x), 4 * inputs, address(y), 4 * (outputs + 5), 0, address(zeros), *[0] * 7], dtype=np.int64
     )
     before, span = y.clone(), np.array([2, count, address(record)], dtype=np.int64)
-    adapting.lower(op, 0, address(span), address(low), low.strides[0], 0, 0)
-    for part in range(3):
-        adapting.lift(op, 0, address(span), address(low), low.strides[0], part, 3)
+    words = np.zeros(64, dtype=np.int64)
+    words[[board.LOW, board.LOW_STRIDE, board.SPANS, board.N_SPANS]] = address(low), low.strides[0], address(span), 1
+    for op[0] in (board.LOWER, board.LIFT):
+        for piece in range(3):
+            adapting.adapt(words, op, piece, 3)
     h = x.double() @ a.double().T + (bias if given_[0] else 0)
     h = h.relu() if terms & 8 else h
     expected = before.double()
