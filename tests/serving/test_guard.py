@@ -55,9 +55,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-ROUTES = [(operation.method, operation.path) for operation in OPERATIONS] + [
+ROUTES = [(operation.method, operation.path.replace("{model}", "tiny")) for operation in OPERATIONS] + [
     ("GET", "/openapi.json"),
-    ("GET", "/v1/models/tiny"),
 ]
 SECRET = [(method, path) for method, path in ROUTES if path != "/health"]
 

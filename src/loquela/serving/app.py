@@ -85,6 +85,7 @@ OPERATIONS = (
     Operation("GET", "/health", "Whether the server answers.", _health, answer=Health, errors=(403,)),
     Operation("GET", "/metrics", "Prometheus' metrics.", _metrics, media="text/plain", errors=_READING),
     Operation("GET", "/v1/models", "The model and its adapters.", _models, answer=ModelList, errors=_READING),
+    Operation("GET", "/v1/models/{model}", "One of them.", _model, answer=ModelCard, errors=(*_READING, 404)),
     Operation(
         "POST", "/v1/completions", "Continue a text.", complete, CompletionRequest, CompletionAnswer, streams=True
     ),
@@ -111,7 +112,6 @@ def build(served: Served) -> ASGIApp:
     page = served.options.page
     routes: list[BaseRoute] = [route(operation, served) for operation in operations]
     routes += [
-        route(Operation("GET", "/v1/models/{model}", "One of them.", _model, answer=ModelCard), served),
         Route("/openapi.json", openapi),
         Route("/", _file(page / "index.html", "no-cache")),
         Route("/plotly.min.js", _file(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", "max-age=3600")),

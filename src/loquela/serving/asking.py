@@ -31,6 +31,8 @@ async def requests_of(
     score_prompt: bool = False,
 ) -> list[Request]:
     """Return one request for each prompt, with the adapter, the form, the owner and the time of the whole call."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options needs stream: true", param="stream_options", code="invalid_value")
     adapter, constraint = served.adapter(body.model), await served.constraint(body)
     return [
         Request(

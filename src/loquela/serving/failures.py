@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.responses import JSONResponse
 
 from loquela.errors import (
@@ -61,16 +63,68 @@ def failure(error: Exception) -> ApiError:
     return ApiError(500, "an error inside the server; its log says where", code="internal_error")
 
 
+_MUST = {
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "finite_number": "a number that is finite",
+    "float_type": "a number",
+    "greater_than_equal": "at least {ge:g}",
+    "int_type": "a whole number",
+    "less_than_equal": "at most {le:g}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_type": "an object",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "string_too_long": "at most {max_length} characters long",
+    "string_too_short": "at least {min_length} characters long",
+    "string_type": "text",
+    "too_long": "at most {max_length} long",
+    "too_short": "at least {min_length} long",
+}
+"""What must hold, by pydantic's kinds of errors."""
+
+
 def invalid(error: ValidationError) -> ApiError:
-    """Return what to tell of a body that does not fit its schema: the first thing that is wrong."""
-    wrong = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    steps = [str(step) for step in wrong["loc"] if not (isinstance(step, str) and _is_branch(step))]
-    param = ".".join(steps) or None
-    if wrong["type"] == "extra_forbidden":
+    """Return what to tell of a body that does not fit its schema: the first thing that is wrong.
+
+    Of the branches of a union that is the one that fits furthest. Of what was given it quotes numbers only.
+    """
+    found = error.errors(include_url=False)
+    field = _steps(found[0])[:1]
+    wrong = max((each for each in found if _steps(each)[:1] == field), key=_fits)
+    param = ".".join(_steps(wrong)) or None
+    kind, bounds = wrong["type"], wrong.get("ctx", {})
+    if kind == "extra_forbidden":
         return unknown_parameter(param or "")
-    message = wrong["msg"].removeprefix("Value error, ")
-    where = f"{param}: " if param else ""
-    return ApiError(400, f"{where}{message[:300]}", param=param, code="invalid_value")
+    name = param or "the body"
+    if kind == "missing":
+        return ApiError(400, f"{name} must be given, but is not", param=param, code="invalid_value")
+    if kind in _MUST:
+        message = f"{name} must be {_MUST[kind].format(**bounds)}, but is {_shown(wrong['input'])}"
+    else:
+        message = f"{name}: {wrong['msg'].removeprefix('Value error, ')}"
+    return ApiError(400, message[:400], param=param, code="invalid_value")
+
+
+def _fits(wrong: ErrorDetails) -> tuple[int, list[int], bool]:
+    """How far it fits until it does not: deeper, later in a list, of the right type at least."""
+    places = [step for step in wrong["loc"] if isinstance(step, int)]
+    return len(_steps(wrong)), places, not wrong["type"].endswith("_type")
+
+
+def _steps(wrong: ErrorDetails) -> list[str]:
+    return [str(step) for step in wrong["loc"] if not (isinstance(step, str) and _is_branch(step))]
+
+
+def _shown(given: object) -> str:
+    """What was given: a number, or of what kind it is, since a text may be a part of a prompt."""
+    if isinstance(given, str):
+        return f"text of {len(given)} characters"
+    if isinstance(given, list | dict):
+        return f"{'a list' if isinstance(given, list) else 'an object'} of {len(given)}"
+    if isinstance(given, int) and abs(given) >= 10**9:
+        return "a number of more than 9 digits"
+    return f"{given:g}" if isinstance(given, float) else json.dumps(given)
 
 
 def unknown_parameter(name: str) -> ApiError:
@@ -80,7 +134,7 @@ def unknown_parameter(name: str) -> ApiError:
 
 def _is_branch(step: str) -> bool:
     """Pydantic names the branch of a union (`list[int]`, `function-wrap[…]`) among the steps; a caller does not."""
-    return "[" in step or step in {"str", "int", "float", "bool", "none"}
+    return "[" in step or step.removeprefix("constrained-") in {"str", "int", "float", "bool", "none"}
 
 
 def response(error: ApiError) -> JSONResponse:

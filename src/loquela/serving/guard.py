@@ -144,7 +144,7 @@ class Guard:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-            wrong = "Authorization must be `Bearer KEY` with this server's key"
+            wrong = f"Authorization must be `Bearer KEY` with this server's {'admin ' if path in _ADMIN else ''}key"
             raise ApiError(401, wrong, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     # -- afterwards

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -97,9 +97,20 @@ def log_bug(error: BaseException, **fields: Any) -> None:
     LOG.error("bug", extra={"fields": fields | {"error": type(error).__name__, "at": places}})
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to whatever stderr is when something is written."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Send this server's log, and uvicorn's warnings, to stderr in one form."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(JsonLines())
     for name, least in (("loquela.serving", level), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)

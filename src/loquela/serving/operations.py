@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -150,6 +151,9 @@ def _described(operation: Operation, names: Any, *, keyed: bool) -> dict[str, An
         "summary": operation.summary,
         "responses": answers,
     }
+    if parts := re.findall(r"{(\w+)}", operation.path):
+        of_path = {"in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        described["parameters"] = [{"name": part, **of_path} for part in parts]
     if operation.admin or (keyed and 401 in operation.errors):
         described["security"] = [{"key": []}]
     if operation.body is not None:
