@@ -52,6 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rnn": {"hidden_size": 24},
     "lstm": {"hidden_size": 24},
     "ngram": {"order": 3},
+    "ngram_residual": {"order": 3, "residual": {"model_type": "lstm", "hidden_size": 24}},
     "textgenrnn": {},
     "position_switch sinusoidal": {**_ROTARY, "position": "sinusoidal"},
     "position_switch learned": {**_ROTARY, "position": "learned"},

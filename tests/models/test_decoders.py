@@ -113,6 +113,11 @@ OURS: dict[str, dict[str, Any]] = {
     "lstm": {"vocab_size": VOCABULARY, "hidden_size": 24},
     "gru": {"vocab_size": VOCABULARY, "hidden_size": 24},
     "ngram": {"vocab_size": VOCABULARY, "order": 3},
+    "ngram_residual": {
+        "vocab_size": VOCABULARY,
+        "order": 3,
+        "residual": {"model_type": "qwen3", **{k: v for k, v in ROTARY.items() if k != "vocab_size"}},
+    },
     "textgenrnn": {"vocab_size": VOCABULARY, "embedding_size": 12, "hidden_size": 16, "window": 8},
     "position_switch": ROTARY,
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loquela.checkpoint.store import load_model
+from loquela.errors import RecipeError
 from loquela.models.ngram import NGram
 from loquela.training.events import Event, Note
 from loquela.training.run import train
@@ -65,3 +66,34 @@ def test_an_ngram_model_counts_the_text_once(tmp_path: Path) -> None:
     assert train(given) == result
     (tmp_path / "model" / "train_results.json").unlink()
     assert train(given).val_loss == result.val_loss
+
+
+RESIDUAL = {"model_type": "ngram_residual", "order": 3, "residual": {"model_type": "lstm", "hidden_size": 24}}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "muon"])
+def test_a_decoder_beside_counts_learns_and_resumes_bit_for_bit(optim: str, tmp_path: Path) -> None:
+    settings = {"max_steps": 40, "save_steps": 20, "logging_steps": 10, "eval_steps": 10, "optim": optim}
+    settings |= {"ema_decay": 0.9, "load_best_model_at_end": True}
+    alone = train(recipe(tmp_path / "alone", {"model_type": "ngram", "order": 3}))
+    events: list[Event] = []
+    result = train(recipe(tmp_path / "whole", RESIDUAL, **settings), on_event=events.append)
+    assert any(isinstance(event, Note) and "counted 4," in event.message for event in events)
+    assert result.val_loss < alone.val_loss - 0.01
+    network, counts = load_model(tmp_path / "whole").network, load_model(tmp_path / "alone").network
+    for name, tensor in counts.state_dict().items():
+        assert torch.equal(network.state_dict()[f"ngram.{name}"], tensor)
+    train(recipe(tmp_path / "cut", RESIDUAL, **settings))
+    for name in ("model.safetensors", "train_results.json", "manifest.json"):
+        (tmp_path / "cut" / name).unlink()
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-40")
+    notes: list[Event] = []
+    train(recipe(tmp_path / "cut", RESIDUAL, **settings), on_event=notes.append)
+    assert Note("going on from checkpoint-20") in notes
+    for a, b in zip(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_counts_need_a_causal_objective(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="must have objective causal and parallel ddp, not objective prefix_lm"):
+        train(recipe(tmp_path / "model", RESIDUAL, objective="prefix_lm", max_steps=1))

@@ -20,17 +20,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Counting", "NGramCounts", "count"]
+__all__ = ["Counting", "NGramCounts", "count", "only_counts"]
 
 Ints = npt.NDArray[np.int64]
 
 
 @runtime_checkable
 class Counting(Protocol):
-    """A network that learns by counting, not by gradients."""
+    """A network that counts a text: all that it learns, or what it learns the rest from by gradients."""
 
     def fit(self, tokens: npt.NDArray[np.integer]) -> None:
-        """Learn all of a text (n,), in place of what was learnt before."""
+        """Count all of a text (n,), in place of what was counted before."""
+
+
+def only_counts(network: nn.Module) -> bool:
+    """Tell whether a network learns by counting alone, nothing by gradients."""
+    return isinstance(network, Counting) and not any(p.requires_grad for p in network.parameters())
 
 
 class NGramCounts(nn.Module):
@@ -62,14 +67,18 @@ class NGramCounts(nn.Module):
         at = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
         return torch.where(self.keys[at] == key, at, -1)
 
-    def smooth(self, lower: Tensor, parent: Tensor) -> Tensor:
-        """Return p(· | parent) (n, vocab) for each `parent` (n,), given p (n or 1, vocab) of the shorter histories."""
+    def smooth(self, lower: Tensor, parent: Tensor, without: Tensor | None = None) -> Tensor:
+        """Return p(· | parent) (n, vocab) for each `parent` (n,), given p (n or 1, vocab) of the shorter histories.
+
+        `without` (n,) is an n-gram for each, by its number, that is counted once less; -1 for none.
+        """
         start = torch.searchsorted(self.keys, parent * self.vocab_size)
         size = torch.searchsorted(self.keys, (parent + 1) * self.vocab_size) - start  # children stand side by side
         row = torch.arange(len(parent), device=parent.device).repeat_interleave(size)
         at = torch.arange(len(row), device=parent.device) + (start - size.cumsum(0) + size)[row]
-        counts = self.counts[at].double()
-        taken = self.discounts.double()[self.counts[at].clamp_max(3).long()]
+        counted = self.counts[at] if without is None else self.counts[at] - (at == without[row]).int()
+        counts = counted.double()
+        taken = self.discounts.double()[counted.clamp_max(3).long()]
         total, mass = (
             torch.zeros_like(parent, dtype=torch.float64).index_add(0, row, part) for part in (counts, taken)
         )

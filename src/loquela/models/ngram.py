@@ -105,13 +105,31 @@ class NGram(Network):
             cache.advance((path[torch.arange(batch, device=path.device), real.sum(1)][None],), seq)
         return states.gather(1, back[..., None].expand_as(states))
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Return the log-probabilities (…, vocab_size) after each history; they are logits that need no softmax."""
+    def raised(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Return the n-grams (batch, seq, order) of each order that the next token of each place raised the count of.
+
+        They are numbers, -1 for none, where `tokens` (batch, seq) were in the text that was counted and `states` are
+        their hidden ones. A shorter n-gram counts once for each different word before it, so it was raised where the
+        longer one is met here only. The token after the last place is not known.
+        """
+        after = torch.cat((tokens[:, 1:], torch.full_like(tokens[:, :1], -1)), 1)
+        root, once, found = torch.zeros_like(after), after >= 0, []
+        for level, parent in zip(self._orders[::-1], (*states.unbind(-1)[::-1], root), strict=True):
+            found.append(torch.where(once, level.find(parent, after), -1))
+            once = once & ((found[-1] < 0) | (level.counts[found[-1]] == 1))
+        return torch.stack(found[::-1], -1)
+
+    def head(self, hidden: Tensor, without: Tensor | None = None) -> Tensor:
+        """Return the log-probabilities (…, vocab_size) after each history; they are logits that need no softmax.
+
+        `without` (…, order) are n-grams that count once less there; see `raised`.
+        """
         rows = hidden.reshape(math.prod(hidden.shape[:-1]), self.dim)
-        root = rows.new_zeros(1)
+        root = rows.new_zeros(1 if without is None else len(rows))
+        less = [None] * self.config.order if without is None else without.reshape(len(rows), -1).unbind(1)
         p = torch.full((1, self.vocab_size), 1 / self.vocab_size, device=rows.device)
-        for level, parent in zip(self._orders, (root, *rows.unbind(1)), strict=True):
-            p = level.smooth(p, parent.contiguous())
+        for level, parent, gone in zip(self._orders, (root, *rows.unbind(1)), less, strict=True):
+            p = level.smooth(p, parent.contiguous(), gone)
         return p.log().expand(len(rows), -1).reshape(*hidden.shape[:-1], self.vocab_size)
 
     def new_cache(self) -> Cache:  # noqa: D102

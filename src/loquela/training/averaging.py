@@ -28,6 +28,8 @@ class Average:
         """Take in the weights after update `step` (from 0)."""
         kept = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in self.parameters.items():
+            if not tensor.is_floating_point():  # counts, which training leaves as they are
+                continue
             self.means[name].lerp_(tensor.detach(), 1 - kept)
 
     @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from loquela.checkpoint.flops import peak_flops, training_flops
-from loquela.layers.counts import Counting
+from loquela.layers.counts import only_counts
 from loquela.models.base import Network
 from loquela.training.events import Listener, Logged, Note
 from loquela.training.log import LossLog, Row, Timing
@@ -28,7 +28,7 @@ class Journal:
         self, directory: Path, state: State, network: Network, block: int, dtype: torch.dtype, ranks: Ranks
     ) -> None:
         self.ranks, self.dtype = ranks, dtype
-        self._flops = None if isinstance(network, Counting) else training_flops(network, block)
+        self._flops = None if only_counts(network) else training_flops(network, block)
         with ranks.together():
             self.log = LossLog(directory / "loss.csv", state.log_size, writes=ranks.main)
             self.timing = Timing(directory / "timing.csv", writes=ranks.main)

@@ -20,7 +20,7 @@ from loquela.data.batch import Batch
 from loquela.data.samples import Material, Samples
 from loquela.errors import NonFiniteError
 from loquela.generation.decode import evaluating
-from loquela.layers.counts import Counting
+from loquela.layers.counts import Counting, only_counts
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
 from loquela.training import state as states
@@ -62,7 +62,7 @@ class Run:
     def __post_init__(self) -> None:
         recipe, state = self.recipe, self.state
         self.samples = self.short = self._samples(1)
-        self.steps = 1 if isinstance(self.network, Counting) else steps_of(recipe, self.samples)
+        self.steps = 1 if only_counts(self.network) else steps_of(recipe, self.samples)
         self.short_steps = 0
         if recipe.curriculum is not None:
             self.short = self._samples(recipe.block_size // recipe.curriculum.block_size)
@@ -99,7 +99,7 @@ class Run:
             self.listener(self._started())
             self.network.train()
             while self._boundary():
-                report = self._count() if isinstance(self.network, Counting) else self._update()
+                report = self._count() if only_counts(self.network) else self._update()
                 if report is not None:
                     self._note_step(report)
             return self.state.step == self.steps and self.state.logged == self.steps
@@ -213,7 +213,7 @@ class Run:
             val_tokens=self.material.val_tokens,
             tokens_per_step=(
                 self.material.train_tokens
-                if isinstance(self.network, Counting)
+                if only_counts(self.network)
                 else self.samples.batch_size * self.recipe.block_size
             ),
         )

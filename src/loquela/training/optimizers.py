@@ -186,7 +186,7 @@ def _matrices(network: Network) -> Iterator[Matrix]:
         if isinstance(module, MultiHeadAttention) and module.fused
     }
     for name, module in network.named_modules():
-        if not isinstance(module, nn.Linear) or name == "lm_head" or not module.weight.requires_grad:
+        if not isinstance(module, nn.Linear) or name.rpartition(".")[2] == "lm_head" or not module.weight.requires_grad:
             continue
         first = 0
         for rows in cuts.get(id(module), (module.out_features,)):

@@ -16,7 +16,7 @@ import yaml
 
 import loquela
 from loquela.checkpoint.flops import training_flops
-from loquela.layers.counts import Counting
+from loquela.layers.counts import only_counts
 from loquela.version import VERSION
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def receipt(run: Run) -> dict[str, Any]:
     state, recipe, ranks = run.state, run.recipe, run.ranks
     source = run.directory / "data" / "source.sha256"
     seconds = run.seconds
-    counted = isinstance(run.network, Counting)
+    counted = only_counts(run.network)
     per_token = 0 if counted else training_flops(run.network, recipe.block_size)
     watts = _watts(ranks.device)
     return {

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from loquela.checkpoint.store import load_model
+from loquela.data.samples import Material
 from loquela.errors import ConfigError, RecipeError
-from loquela.layers.counts import Counting
+from loquela.layers.counts import Counting, only_counts
 from loquela.models.base import Network, architecture, config_from_dict
 from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
 from loquela.training.averaging import Average
 from loquela.training.directory import claim, locked
-from loquela.training.events import Event, Listener, Note
+from loquela.training.events import Event, Listener, Note, Preparing
 from loquela.training.finish import TrainResult, finish, finished, special_ids
 from loquela.training.interruption import Interruption
 from loquela.training.layerwise import compile_layers, recompute_layers
@@ -33,7 +36,10 @@ from loquela.training.recipe import Recipe
 from loquela.training.reporting import reporter
 from loquela.training.state import Held, State, resume
 
-__all__ = ["TrainResult", "fresh", "train"]
+__all__ = ["COUNTING", "TrainResult", "fresh", "train"]
+
+COUNTING = "counting n-grams"
+"""What is being prepared while a network counts its text."""
 
 
 def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, on_event: Listener = lambda event: None) -> TrainResult:
@@ -71,11 +77,13 @@ def _train(
     prepared = ranks.main_first(lambda: material(recipe, network, tokenizer, directory, on_event))
     notes: list[str] = []
     which = recipe.resume_from_checkpoint
-    if isinstance(network, Counting):
+    if only_counts(network):
         if ranks.world > 1:
             raise RecipeError(f"{network.config.model_type} counts the text once: start it as one process")
         notes.append(f"{network.config.model_type} counts the text once: what says how to train has no effect")
         which = False  # to count again is as good
+    elif isinstance(network, Counting):
+        notes.append(_counted(recipe, network, prepared, ranks, on_event))
     held = _hold(recipe, network, ranks)
     state, said = resume(directory, which, held, ranks)
     dtype, note = _products(recipe, network, state, ranks)
@@ -108,9 +116,25 @@ def _train(
         return finish(run)
 
 
+def _counted(recipe: Recipe, network: Counting, text: Material, ranks: Ranks, on_event: Listener) -> str:
+    """Let a network that also learns by gradients count the text first; return what is to be said of it."""
+    if recipe.objective != "causal" or ranks.sharded:
+        given = f"objective {recipe.objective}, {ranks.world} processes by {recipe.parallel}"
+        raise RecipeError(f"a model that counts its text must have objective causal and parallel ddp, not {given}")
+    on_event(Preparing(COUNTING))
+    began = time.perf_counter()
+    network.fit(text.tokens)
+    assert isinstance(network, nn.Module)
+    learns = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    seconds = time.perf_counter() - began
+    return (
+        f"counted {text.train_tokens:,} tokens in {seconds:.1f} s; {learns:,} parameters learn what counts leave open"
+    )
+
+
 def _products(recipe: Recipe, network: Network, state: State, ranks: Ranks) -> tuple[torch.dtype, list[str]]:
     """Return what products are computed in, the same on all ranks, and what is to be said of it; keep it in `state`."""
-    if isinstance(network, Counting):
+    if only_counts(network):
         return torch.float32, []
     began = state.dtype
     if began is None and state.step:  # of before a state said so, when auto meant bfloat16 whatever the size

@@ -24,6 +24,7 @@ from loquela.inspection.reading import (
 )
 from loquela.inspection.strip import strip
 from loquela.inspection.theme import COLOURS, figure, heat, visible_tokens
+from loquela.layers.counts import Counting
 
 __all__ = ["VIEWS", "data", "gradient_times_input", "terminal"]
 
@@ -124,6 +125,10 @@ def gradient_times_input(
     if not tables:
         raise UnavailableError(
             f"attribution is unavailable: {network.config.model_type} has no embedding of its tokens"
+        )
+    if isinstance(network, Counting):
+        raise UnavailableError(
+            f"attribution is unavailable: {network.config.model_type} predicts from counts too, which have no gradient"
         )
     handles = [module.register_forward_hook(catch) for module in tables]
     training = network.training
