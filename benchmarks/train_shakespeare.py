@@ -2,9 +2,13 @@
 
 Ours and the Trainer train the same Qwen3 shape on the same blocks of the same text, on all cores; the plain loop, in
 nanoGPT's way, a GPT-2 with as many parameters. Ours uses the recipe `recipes/race/characters.yaml` with the steps that
-suit the target (`STEPS`) and products in the type that it chooses (`dtype=float32` as an override: float32); the others
+suit the target (`OURS`) and products in the type that it chooses (`dtype=float32` as an override: float32); the others
 compute in float32, their default, by nanoGPT's documented CPU recipe (12 blocks a step, AdamW 1e-3 with cosine to 1e-4
 over `--peer-steps`, 100 steps of warm-up, betas 0.9 and 0.99, decay 0.1, clipping at 1, no dropout).
+
+Two more of ours race on the same text and context: `lstm`, a recurrent network of as many parameters
+(`characters_lstm.yaml`), and `tables`, a smaller one that learns what the counted n-grams of the text leave open
+(`characters_tables.yaml`); the seconds of counting are in its time, its table says what is learnt and what is counted.
 
 Time to loss is the training time (validations taken out) until the loss over the whole validation split, every token,
 is at most the target. It is measured where a run validates: ours at its end, the others every 100 steps. Tokens per
@@ -12,7 +16,7 @@ second are the median over rounds of alternating bursts of steps.
 
 What is measured is a piece of less than eight minutes, and `--record` puts each beside those that are there:
 
-    python benchmarks/train_shakespeare.py --target 1.75 --who ours [--seeds 0,1,2] [--record] [key=value …]
+    python benchmarks/train_shakespeare.py --target 1.75 --who ours|lstm|tables [--seeds 0,1,2] [--record] [key=value …]
     python benchmarks/train_shakespeare.py --target 1.75 --who trainer|plain|bursts [--record]
 """
 
@@ -33,20 +37,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from loquela.checkpoint.store import save_model
+from loquela.checkpoint.store import load_model, save_model
 from loquela.data.batches import BlockOrder
 from loquela.data.shards import Corpus, build
 from loquela.models.base import architecture, config_from_dict
+from loquela.models.ngram_residual import NGramResidual
 from loquela.text.tokenizer import Tokenizer
+from loquela.training.events import Preparing, Started, Stepped, Validated
 from loquela.training.recipe import Recipe
-from loquela.training.run import train
+from loquela.training.run import COUNTING, train
 from machine import more_rounds, record, spread
 from train_throughput import PlainGPT, Shape
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "race" / "characters.yaml"
+RECIPES = Path(__file__).parent.parent / "recipes" / "race"
+RECIPE = RECIPES / "characters.yaml"
 BATCH, BLOCK, PEER_STEPS = 12, 64, 2000
-STEPS = {1.88: 220, 1.75: 540}
-"""Updates of ours, whose rate has come down to nothing at the end: as many as each target needs."""
+OURS: dict[str, tuple[str, dict[float, int]]] = {
+    "ours": ("characters.yaml", {1.88: 220, 1.75: 540}),
+    "lstm": ("characters_lstm.yaml", {1.88: 260, 1.75: 560}),
+    "tables": ("characters_tables.yaml", {1.88: 20, 1.75: 20, 1.55: 120}),
+}
+"""Recipes, and updates after which the rate has come down to nothing: as many as each target needs."""
 
 
 class Blocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -97,37 +108,35 @@ def prepared(directory: Path, raw: dict[str, Any]) -> tuple[Corpus, Path]:
     return corpus, directory / "shape"
 
 
-def ours(directory: Path, seed: int, target: float, overrides: list[str]) -> dict[str, Any]:
-    """One run of our recipe; the time of its first validation at the target."""
-    events: list[Any] = []
-    steps = STEPS[min(STEPS, key=lambda known: abs(known - target))]
-    own = [f"output_dir={directory / f'ours-{seed}'}", f"seed={seed}", f"max_steps={steps}", f"eval_steps={steps}"]
-    recipe = Recipe.load(RECIPE, [*own, *overrides])
-    marks: dict[str, float] = {"spent": 0.0}
+def ours(directory: Path, who: str, seed: int, steps: int, overrides: list[str], target: float) -> dict[str, Any]:
+    """One run of a recipe of ours; the time of its first validation at the target."""
+    curve: list[tuple[int, float, float]] = []
+    own = [f"output_dir={directory / f'{who}-{seed}'}", f"seed={seed}", f"max_steps={steps}", f"eval_steps={steps}"]
+    marks: dict[str, float] = {"spent": 0.0, "before": 0.0}
 
     def listen(event: Any) -> None:
-        name = type(event).__name__
         now = time.perf_counter()
-        if name == "Stepped":
+        if isinstance(event, Preparing) and event.what == COUNTING:
+            marks["first"] = now
+        elif isinstance(event, Started):
+            marks.setdefault("first", now)
+        elif isinstance(event, Stepped):
             marks["last"] = now
-            events.append(("step", now))
-        elif name == "Validated":
+        elif isinstance(event, Validated):
             marks["spent"] += now - marks["last"]
-            events.append(("loss", event.loss, marks["last"] - marks["first"] - marks["before"], event.step))
+            curve.append((event.step, event.loss, marks["last"] - marks["first"] - marks["before"]))
             marks["before"] = marks["spent"]
-        elif name == "Started":
-            marks.update(first=now, last=now, before=0.0)
 
-    result = train(recipe, on_event=listen)
-    curve = [(e[3], e[1], e[2]) for e in events if e[0] == "loss"]
-    reached = next((seconds for _, loss, seconds in curve if loss <= target), None)
-    tokens = result.tokens
+    result = train(Recipe.load(RECIPES / OURS[who][0], [*own, *overrides]), on_event=listen)
+    network = load_model(directory / f"{who}-{seed}", dtype="auto").network
+    levels = network.ngram.config.counted if isinstance(network, NGramResidual) else []
     return {
-        "seconds": reached,
+        "seconds": next((seconds for _, loss, seconds in curve if loss <= target), None),
         "curve": curve,
         "loss": result.val_loss,
-        "tokens": tokens,
-        "parameters": result.parameters,
+        "tokens": result.tokens,
+        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad and p.is_floating_point()),
+        "counted": sum(levels),
     }
 
 
@@ -289,23 +298,34 @@ def bursts(
     return ours_rate, their_rate
 
 
-NAMES = {"ours": "Loquela", "trainer": "Hugging Face Trainer", "plain": "a plain loop, nanoGPT's way"}
+NAMES = {
+    "ours": "Loquela, a transformer",
+    "lstm": "Loquela, an LSTM",
+    "tables": "Loquela, an LSTM beside counted n-grams",
+    "trainer": "Hugging Face Trainer",
+    "plain": "a plain loop, nanoGPT's way",
+}
 
 
 def table(figures: dict[str, Any], target: float) -> Iterator[str]:
     """The table of all pieces that were measured."""
     runs = {who: figures[who]["rounds"]["runs"] for who in NAMES if who in figures}
+    peers = [who for who in ("trainer", "plain") if who in runs]
     if runs:
-        yield "| run | parameters | runs | seconds to the target, median (range) | last validation loss | ours to it |"
-        yield "|---|---|---|---|---|---|"
+        faster = "".join(f" faster than {NAMES[peer]} |" for peer in peers)
+        yield f"| run | parameters | runs | seconds to the target, median (range) | last validation loss |{faster}"
+        yield f"|---|---|---|---|---|{'---|' * len(peers)}"
     for who, made in runs.items():
         times = [r["seconds"] for r in made if r["seconds"] is not None]
         said = spread(times) if times else f"not reached in {made[0]['curve'][-1][2]:.0f} s"
         if 0 < len(times) < len(made):
             said += f", reached by {len(times)} of {len(made)}"
         losses = ", ".join(f"{r['loss']:.4f}" for r in made)
-        ratio = "" if who == "ours" or "ours" not in runs else compared(runs["ours"], made)
-        yield f"| {NAMES[who]} | {made[0]['parameters']:,} | {len(made)} | {said} | {losses} | {ratio} |"
+        ratios = "".join(f" {compared(made, runs[peer]) if who in OURS else ''} |" for peer in peers)
+        learnt = f"{made[0]['parameters']:,}"
+        if made[0].get("counted"):
+            learnt += f" learnt, {made[0]['counted']:,} n-grams counted"
+        yield f"| {NAMES[who]} | {learnt} | {len(made)} | {said} | {losses} |{ratios}"
     if "bursts" in figures:
         rates = figures["bursts"]["rounds"]
         ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["trainer"], strict=True))
@@ -320,10 +340,12 @@ def table(figures: dict[str, Any], target: float) -> Iterator[str]:
 
 
 def compared(ours_runs: list[dict[str, Any]], peers: list[dict[str, Any]]) -> str:
-    mine = [math.inf if r["seconds"] is None else r["seconds"] for r in ours_runs]
-    theirs = [r["curve"][-1][2] if r["seconds"] is None else r["seconds"] for r in peers]
+    if any(r["seconds"] is None for r in ours_runs):
+        return "not reached"
+    mine = statistics.median(r["seconds"] for r in ours_runs)
+    theirs = statistics.median(r["curve"][-1][2] if r["seconds"] is None else r["seconds"] for r in peers)
     bound = "" if all(r["seconds"] is not None for r in peers) else "more than "
-    return f"**{bound}{statistics.median(theirs) / statistics.median(mine):.1f}x**"
+    return f"**{bound}{theirs / mine:.1f}x**"
 
 
 def main() -> None:
@@ -338,6 +360,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="keys of our recipe with other values, before the other flags")
     options = parser.parse_intermixed_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    for who in set(options.who) & OURS.keys():
+        if options.target not in (known := OURS[who][1]):
+            parser.error(f"--target must be one of {', '.join(map(str, known))} for {who}, but is {options.target}")
     title = f"Training from scratch: time to validation loss {options.target}"
 
     import yaml
@@ -352,14 +377,15 @@ def main() -> None:
                 flags |= {"steps": options.burst, "recipe": " ".join(options.overrides) or "as it is"}
                 mine, theirs = bursts(directory, shape, corpus, options.rounds, options.burst, options.overrides)
                 found = {"ours": mine, "trainer": theirs}
-            elif who == "ours":
+            elif who in OURS:
                 flags |= {"recipe": " ".join(options.overrides) or "as it is"}
-                found = {"runs": [ours(directory, seed, options.target, options.overrides) for seed in seeds]}
+                run = functools.partial(ours, directory, who)
+                steps, given = OURS[who][1][options.target], options.overrides
+                found = {"runs": [run(seed, steps, given, options.target) for seed in seeds]}
             else:
                 flags |= {"steps": options.peer_steps}
                 peer = functools.partial(trainer, directory, shape) if who == "trainer" else plain
-                run = functools.partial(peer, corpus)
-                found = {"runs": [run(seed, options.target, options.peer_steps) for seed in seeds]}
+                found = {"runs": [peer(corpus, seed, options.target, options.peer_steps) for seed in seeds]}
             print("\n".join(table({who: {"given": flags, "rounds": found}}, options.target)), flush=True)
             if options.record:
                 figures = more_rounds(title, who, flags, found)
