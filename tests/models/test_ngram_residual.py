@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ngram import VOCAB, Slow, Words
 
+from loquela import peft
 from loquela.checkpoint.store import load_model, save_model
 from loquela.errors import ConfigError, DataError, UsageError
 from loquela.generation.decode import generate_ids
 from loquela.generation.sampling import GenerationSettings
 from loquela.layers.cache import Cache
+from loquela.layers.counts import learnable
 from loquela.models import ngram_residual
 from loquela.models.base import Network, config_from_dict
 from loquela.models.ngram_residual import NGramResidual
@@ -103,6 +105,22 @@ def test_saved_opened_and_written_with_a_cache(residual: dict[str, Any], tmp_pat
     steps = generate_ids(network, [1, 2], GenerationSettings(max_new_tokens=20, temperature=0))
     text = [1, 2, *(step.id for step in steps)]
     assert text[2:] == network(torch.tensor([text]))[0, 1:-1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("method", ["selective", "lora"])
+def test_adapters_change_what_is_learnt_and_never_the_counts(method: str) -> None:
+    network, ids = opinionated(fitted(TEXT, 3)), torch.tensor([TEXT])
+    settings = {"layers_to_transform": None, "target_modules": ["gate", "residual.recurrent.cells"]}
+    peft.attach(network, peft.config_for(method, **(settings if method == "selective" else {})), "own")
+    tuned = peft.train_only(network, "own")
+    assert not any("ngram" in name for name in tuned)
+    assert method == "lora" or any("gate" in name for name in tuned)
+    before = network(ids)
+    with peft.wearing(network, "own"):
+        assert torch.allclose(network(ids), before, atol=1e-6)
+        network(ids).square().mean().backward()
+        assert any(p.grad is not None and p.grad.any() for p in tuned.values())
+    assert {name for name in learnable(network) if name.startswith("ngram")} == set()
 
 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Counting", "NGramCounts", "count", "only_counts"]
+__all__ = ["Counting", "NGramCounts", "count", "learnable", "only_counts"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -87,6 +87,12 @@ class NGramCounts(nn.Module):
         share = ((counts - taken) / safe[row]).float()
         p.view(-1).index_add_(0, row * self.vocab_size + self.keys[at] % self.vocab_size, share)
         return p
+
+
+def learnable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters, by name, that a gradient could tune: all but counts and what was estimated from them."""
+    counted = {id(p) for m in network.modules() if isinstance(m, NGramCounts) for p in m.parameters()}
+    return {name: p for name, p in network.named_parameters() if id(p) not in counted}
 
 
 def count(tokens: npt.NDArray[np.integer], order: int, vocab_size: int) -> Iterator[tuple[Ints, Ints]]:

@@ -67,6 +67,18 @@ class PairedCache(StateCache):
         self.residual.select(rows)
 
 
+class Gate(nn.Module):
+    """How much counts are trusted, by the decoder's state: `1 + weight · h`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return (…, 1) for `states` (…, dim)."""
+        return (1 + states @ self.weight)[..., None]
+
+
 class NGramResidual(Network):
     """A decoder beside an n-gram model: `logits = head(h) + (1 + gate · h) log p`, p what the counts say.
 
@@ -88,7 +100,7 @@ class NGramResidual(Network):
         inner = config_from_dict(config.residual)
         self.ngram = NGram(NGramConfig(config.vocab_size, config.order, config.counted))
         self.residual: Network = architecture(inner.model_type).NETWORK(inner)
-        self.gate = nn.Parameter(torch.zeros(self.residual.dim))
+        self.gate = Gate(self.residual.dim)
         self._met = False
 
     @property
@@ -131,8 +143,8 @@ class NGramResidual(Network):
         states, numbers, less = torch.split(hidden, [self.residual.dim, order - 1, order], -1)
         with torch.no_grad():
             known = self.ngram.head(numbers.long(), less.long() if self.training and self._met else None)
-        states = states.to(self.gate.dtype)
-        logits: Tensor = self.residual.head(states) + (1 + states @ self.gate)[..., None] * known
+        states = states.to(self.gate.weight.dtype)
+        logits: Tensor = self.residual.head(states) + self.gate(states) * known
         return logits
 
     def new_cache(self) -> Cache:  # noqa: D102
@@ -146,7 +158,7 @@ class NGramResidual(Network):
         head = getattr(self.residual, "lm_head", None)
         if not isinstance(head, nn.Linear):
             raise ConfigError(f"residual must have a linear head, but {self.residual.config.model_type} has none")
-        for parameter in (self.gate, *head.parameters()):
+        for parameter in (self.gate.weight, *head.parameters()):
             nn.init.zeros_(parameter)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loquela.checkpoint.rules import disk_name
+from loquela.layers.counts import learnable
 from loquela.models.base import Network
 from loquela.peft.base import Adapter, Part
 from loquela.peft.draw import Draw
@@ -30,12 +31,12 @@ class Leaf:
 
     @classmethod
     def all(cls, network: Network) -> list[Leaf]:
-        """Return every floating-point parameter at every place where it stands."""
+        """Return every parameter that can be tuned at every place where it stands."""
         prefix = network.base_prefix if network.headless else ""
-        leaves = []
+        leaves, tunable = [], {id(tensor) for tensor in learnable(network).values()}
         for name, module in network.named_modules():
             for leaf, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
-                if tensor.is_floating_point():
+                if id(tensor) in tunable and tensor.is_floating_point():
                     disk, transposed = disk_name(f"{name}.{leaf}", network.renames)
                     leaves.append(cls(name, leaf, disk.removeprefix(prefix), transposed, tensor))
         return leaves

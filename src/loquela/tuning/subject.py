@@ -19,6 +19,7 @@ from loquela.checkpoint.hub import resolve
 from loquela.checkpoint.sentence import read_pooling, sentence_files
 from loquela.checkpoint.store import end_ids, load_model, save_model
 from loquela.errors import CheckpointError, MismatchError, UsageError
+from loquela.layers.counts import learnable
 from loquela.models.base import Network, config_from_dict
 from loquela.models.encoder_only import EncoderConfig, EncoderOnly, Task
 from loquela.peft.frozen import quantize_base
@@ -150,7 +151,7 @@ def open_subject(recipe: TuneRecipe, labels: Sequence[str], *, tags: bool = Fals
         if recipe.method != "full":
             settings.setdefault("modules_to_save", ["classifier"])
     if recipe.method == "full":
-        parameters = dict(network.named_parameters())
+        parameters = learnable(network)
         if not parameters:
             raise UsageError(f"a {network.config.model_type} has no weights that a gradient could tune")
         for parameter in parameters.values():
