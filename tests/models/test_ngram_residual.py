@@ -16,12 +16,14 @@ from loquela import peft
 from loquela.checkpoint.store import load_model, save_model
 from loquela.errors import ConfigError, DataError, UsageError
 from loquela.generation.decode import generate_ids
+from loquela.generation.embed import embed
 from loquela.generation.sampling import GenerationSettings
 from loquela.layers.cache import Cache
 from loquela.layers.counts import learnable
 from loquela.models import ngram_residual
 from loquela.models.base import Network, config_from_dict
 from loquela.models.ngram_residual import NGramResidual
+from loquela.text.tokenizer import Tokenizer
 
 LLAMA = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 LLAMA |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
@@ -138,6 +140,8 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         with pytest.raises(ConfigError, match=reason):
             made(wrong)
+    with pytest.raises(UsageError, match="has no vector of a text"):
+        embed(made(LSTM), Tokenizer.train("bpe", ["a"], 300), [[1, 2]])
     monkeypatch.setattr(ngram_residual, "_EXACT", 4)
     with pytest.raises(DataError, match="lower order"):
         made(LSTM)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from loquela.checkpoint.sentence import Pooling
-from loquela.errors import ContextWindowError, DataError
+from loquela.errors import ContextWindowError, DataError, UsageError
 from loquela.generation.decode import evaluating
 from loquela.generation.inputs import states
+from loquela.layers.counts import Counting
 from loquela.layers.heads import pool
 from loquela.models.base import Network
 from loquela.text.tokenizer import Tokenizer
@@ -32,8 +33,11 @@ def embed(
     A text may be given as token ids, read as they are: without `pooling.prompt` and with no special tokens added.
     Texts of like length are read side by side, `batch_tokens` at a time, padding included; padding changes nothing in
     a vector. A text longer than `pooling.max_length` or the context window raises `ContextWindowError`, or with
-    `truncate` is cut at its end, as sentence-transformers does. An empty text without special tokens is a `DataError`.
+    `truncate` is cut at its end, as sentence-transformers does. An empty text without special tokens is a `DataError`,
+    a network that counts a `UsageError`.
     """
+    if isinstance(network, Counting):
+        raise UsageError(f"a {network.config.model_type} has no vector of a text: its states hold numbers of n-grams")
     pooling = pooling or Pooling()
     read = iter(tokenizer.encode_batch([pooling.prompt + text for text in texts if isinstance(text, str)]))
     rows = [next(read) if isinstance(text, str) else list(text) for text in texts]

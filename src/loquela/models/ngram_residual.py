@@ -36,13 +36,16 @@ class NGramResidualConfig(NGramConfig):
         super().check()
         if not isinstance(self.residual, dict) or "model_type" not in self.residual:
             raise ConfigError(f"residual must be the config of a decoder with its model_type, but is {self.residual!r}")
-        network = architecture(self.residual["model_type"]).NETWORK
+        module = architecture(self.residual["model_type"])
+        network, fields = module.NETWORK, module.CONFIG.__dataclass_fields__
         if network.kind != "decoder" or issubclass(network, Counting):
             raise ConfigError(f"residual must be a decoder that learns, but is {self.residual['model_type']!r}")
-        raw = {"vocab_size": self.vocab_size, "tie_word_embeddings": False, **self.residual}
+        raw = {"vocab_size": self.vocab_size, **self.residual}
+        if "tie_word_embeddings" in fields:
+            raw.setdefault("tie_word_embeddings", False)
         if raw["vocab_size"] != self.vocab_size:
             raise ConfigError(f"residual has {raw['vocab_size']} tokens, but must have the {self.vocab_size} beside it")
-        if raw["tie_word_embeddings"]:
+        if raw.get("tie_word_embeddings"):
             raise ConfigError(
                 "residual must have tie_word_embeddings false, since its head begins at zero, but has true"
             )
