@@ -40,6 +40,7 @@ import torch
 from loquela.checkpoint.store import load_model, save_model
 from loquela.data.batches import BlockOrder
 from loquela.data.shards import Corpus, build
+from loquela.layers.counts import learnable
 from loquela.models.base import architecture, config_from_dict
 from loquela.models.ngram_residual import NGramResidual
 from loquela.text.tokenizer import Tokenizer
@@ -135,7 +136,7 @@ def ours(directory: Path, who: str, seed: int, steps: int, overrides: list[str],
         "curve": curve,
         "loss": result.val_loss,
         "tokens": result.tokens,
-        "parameters": sum(p.numel() for p in network.parameters() if p.requires_grad and p.is_floating_point()),
+        "parameters": sum(p.numel() for p in learnable(network).values()),
         "counted": sum(levels),
     }
 

@@ -107,11 +107,8 @@ def tuned(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return found
 
 
-def test_tokens_flow_while_a_slow_picture_is_computed(
-    start: Callable[..., Running], model_directory: Path, tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The picture stands still until texts of every kind, other looks and an unloaded adapter have gone through."""
-    server = start(model_directory, adapters=tuned, admin_key="administrator")
+def held_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let pictures of attention stand still; return what says that one has begun, and what lets it go on."""
     begun, gate = threading.Event(), threading.Event()
     module, plain = PICTURES["attention"].module, PICTURES["attention"].module.data
 
@@ -121,6 +118,15 @@ def test_tokens_flow_while_a_slow_picture_is_computed(
         return plain(*args, **options)
 
     monkeypatch.setattr(module, "data", slow)
+    return begun, gate
+
+
+def test_tokens_flow_while_a_slow_picture_is_computed(
+    start: Callable[..., Running], model_directory: Path, tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture stands still until texts of every kind, other looks and an unloaded adapter have gone through."""
+    server = start(model_directory, adapters=tuned, admin_key="administrator")
+    begun, gate = held_up(monkeypatch)
     with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(1) as aside:
         body = {"picture": "attention", "prompt": TEXT, "model": "tuned"}
         drawn = aside.submit(httpx.post, f"{server.url}/inside/picture", json=body, timeout=120)
@@ -187,19 +193,11 @@ def test_rounded_weights_are_looked_into_beside_those_who_write(
     start: Callable[..., Running], model_directory: Path, tuned: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start(model_directory, quantize="int8", adapters=tuned, admin_key="administrator")
-    begun, gate = threading.Event(), threading.Event()
-    module, plain = PICTURES["attention"].module, PICTURES["attention"].module.data
-
-    def slow(*args: Any, **options: Any) -> Any:
-        begun.set()
-        assert gate.wait(60)
-        return plain(*args, **options)
-
     ids = server.served.model.tokenizer.encode(TEXT)
     with httpx.Client(base_url=server.url, timeout=120) as client, ThreadPoolExecutor(1) as aside:
         about = client.get("/inside/about").json()
         assert about["parameters"] == load_model(model_directory).network.parameter_count()
-        monkeypatch.setattr(module, "data", slow)
+        begun, gate = held_up(monkeypatch)
         body = {"picture": "attention", "prompt": ids, "model": "tuned"}
         drawn = aside.submit(httpx.post, f"{server.url}/inside/picture", json=body, timeout=120)
         assert begun.wait(60)
@@ -213,7 +211,6 @@ def test_rounded_weights_are_looked_into_beside_those_who_write(
             assert not drawn.done()
         finally:
             gate.set()
-        monkeypatch.setattr(module, "data", plain)
         network = unrounded(model_directory, 8, {"tuned": tuned["tuned"]})
         seen = LanguageModel(network, server.served.model.tokenizer)
         figures = PICTURES["attention"].figures(PICTURES["attention"].data(seen, ids, adapter="tuned"))

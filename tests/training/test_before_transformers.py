@@ -30,19 +30,24 @@ def tensors(directory: Path) -> list[torch.Tensor]:
     return list(load_model(directory, dtype="auto").network.state_dict().values())
 
 
+def cut_and_gone_on(directory: Path, model: dict[str, Any], **settings: Any) -> None:
+    """Train, lose all that came after the checkpoint of step 20, and train on from there."""
+    train(recipe(directory, model, **settings))
+    for name in ("model.safetensors", "train_results.json", "manifest.json"):
+        (directory / name).unlink()
+    shutil.rmtree(directory / "checkpoint-40")
+    notes: list[Event] = []
+    train(recipe(directory, model, **settings), on_event=notes.append)
+    assert Note("going on from checkpoint-20") in notes
+
+
 @pytest.mark.parametrize("model_type", ["rnn", "lstm", "gru"])
 def test_recurrent_networks_learn_and_resume_bit_for_bit(model_type: str, tmp_path: Path) -> None:
     model = {"model_type": model_type, "hidden_size": 24, "hidden_dropout_prob": 0.1}
     settings = {"max_steps": 40, "save_steps": 20, "logging_steps": 10}
     result = train(recipe(tmp_path / "whole", model, **settings))
     assert result.val_loss < 2.7  # a uniform guess costs 3.3
-    train(recipe(tmp_path / "cut", model, **settings))
-    for name in ("model.safetensors", "train_results.json", "manifest.json"):
-        (tmp_path / "cut" / name).unlink()
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-40")
-    notes: list[Event] = []
-    train(recipe(tmp_path / "cut", model, **settings), on_event=notes.append)
-    assert Note("going on from checkpoint-20") in notes
+    cut_and_gone_on(tmp_path / "cut", model, **settings)
     assert (tmp_path / "cut" / "loss.csv").read_bytes() == (tmp_path / "whole" / "loss.csv").read_bytes()
     for a, b in zip(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"), strict=True):
         assert torch.equal(a, b)
@@ -83,13 +88,7 @@ def test_a_decoder_beside_counts_learns_and_resumes_bit_for_bit(optim: str, tmp_
     network, counts = load_model(tmp_path / "whole").network, load_model(tmp_path / "alone").network
     for name, tensor in counts.state_dict().items():
         assert torch.equal(network.state_dict()[f"ngram.{name}"], tensor)
-    train(recipe(tmp_path / "cut", RESIDUAL, **settings))
-    for name in ("model.safetensors", "train_results.json", "manifest.json"):
-        (tmp_path / "cut" / name).unlink()
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-40")
-    notes: list[Event] = []
-    train(recipe(tmp_path / "cut", RESIDUAL, **settings), on_event=notes.append)
-    assert Note("going on from checkpoint-20") in notes
+    cut_and_gone_on(tmp_path / "cut", RESIDUAL, **settings)
     for a, b in zip(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"), strict=True):
         assert torch.equal(a, b)
 

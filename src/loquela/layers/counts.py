@@ -35,7 +35,7 @@ class Counting(Protocol):
 
 def only_counts(network: nn.Module) -> bool:
     """Tell whether a network learns by counting alone, nothing by gradients."""
-    return isinstance(network, Counting) and not any(p.requires_grad for p in network.parameters())
+    return isinstance(network, Counting) and not learnable(network)
 
 
 class NGramCounts(nn.Module):

@@ -120,6 +120,10 @@ class NGramResidual(Network):
         """Numbers in a hidden state."""
         return self.residual.dim + 2 * self.config.order - 1
 
+    @property
+    def _learns_what_it_counted(self) -> bool:
+        return self.training and self._met
+
     def fit(self, tokens: npt.NDArray[np.integer]) -> None:
         """Count a text (n,), in place of what was counted before; the decoder stays as it is."""
         self.ngram.fit(tokens)
@@ -136,8 +140,10 @@ class NGramResidual(Network):
             raise UsageError(f"make the cache of this network with `new_cache`, not a {type(cache).__name__}")
         states = self.residual.hidden(tokens, cache=None if cache is None else cache.residual, padding=padding)
         numbers = self.ngram.hidden(tokens, cache=cache, padding=padding)
-        less = self.ngram.raised(tokens, numbers) if self.training and self._met else None
-        less = numbers.new_full((*tokens.shape, self.config.order), -1) if less is None else less
+        if self._learns_what_it_counted:
+            less = self.ngram.raised(tokens, numbers)
+        else:
+            less = numbers.new_full((*tokens.shape, self.config.order), -1)
         exact = torch.promote_types(states.dtype, torch.float32)
         return torch.cat((states.to(exact), numbers.to(exact), less.to(exact)), -1)
 
@@ -145,7 +151,7 @@ class NGramResidual(Network):
         order = self.config.order
         states, numbers, less = torch.split(hidden, [self.residual.dim, order - 1, order], -1)
         with torch.no_grad():
-            known = self.ngram.head(numbers.long(), less.long() if self.training and self._met else None)
+            known = self.ngram.head(numbers.long(), less.long() if self._learns_what_it_counted else None)
         states = states.to(self.gate.weight.dtype)
         logits: Tensor = self.residual.head(states) + self.gate(states) * known
         return logits

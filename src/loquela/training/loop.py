@@ -62,7 +62,8 @@ class Run:
     def __post_init__(self) -> None:
         recipe, state = self.recipe, self.state
         self.samples = self.short = self._samples(1)
-        self.steps = 1 if only_counts(self.network) else steps_of(recipe, self.samples)
+        self._counts = only_counts(self.network)
+        self.steps = 1 if self._counts else steps_of(recipe, self.samples)
         self.short_steps = 0
         if recipe.curriculum is not None:
             self.short = self._samples(recipe.block_size // recipe.curriculum.block_size)
@@ -99,7 +100,7 @@ class Run:
             self.listener(self._started())
             self.network.train()
             while self._boundary():
-                report = self._count() if only_counts(self.network) else self._update()
+                report = self._count() if self._counts else self._update()
                 if report is not None:
                     self._note_step(report)
             return self.state.step == self.steps and self.state.logged == self.steps
@@ -212,9 +213,7 @@ class Run:
             train_bytes=self.material.train_bytes,
             val_tokens=self.material.val_tokens,
             tokens_per_step=(
-                self.material.train_tokens
-                if only_counts(self.network)
-                else self.samples.batch_size * self.recipe.block_size
+                self.material.train_tokens if self._counts else self.samples.batch_size * self.recipe.block_size
             ),
         )
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from loquela.checkpoint.store import load_model
 from loquela.data.samples import Material
 from loquela.errors import ConfigError, RecipeError
-from loquela.layers.counts import Counting, only_counts
+from loquela.layers.counts import Counting, learnable, only_counts
 from loquela.models.base import Network, architecture, config_from_dict
 from loquela.models.encoder_only import EncoderOnly
 from loquela.text.tokenizer import Tokenizer
@@ -116,16 +115,16 @@ def _train(
         return finish(run)
 
 
-def _counted(recipe: Recipe, network: Counting, text: Material, ranks: Ranks, on_event: Listener) -> str:
+def _counted(recipe: Recipe, network: Network, text: Material, ranks: Ranks, on_event: Listener) -> str:
     """Let a network that also learns by gradients count the text first; return what is to be said of it."""
     if recipe.objective != "causal" or ranks.sharded:
         given = f"objective {recipe.objective}, {ranks.world} processes by {recipe.parallel}"
         raise RecipeError(f"a model that counts its text must have objective causal and parallel ddp, not {given}")
     on_event(Preparing(COUNTING))
     began = time.perf_counter()
+    assert isinstance(network, Counting)
     network.fit(text.tokens)
-    assert isinstance(network, nn.Module)
-    learns = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    learns = sum(p.numel() for p in learnable(network).values())
     seconds = time.perf_counter() - began
     return (
         f"counted {text.train_tokens:,} tokens in {seconds:.1f} s; {learns:,} parameters learn what counts leave open"
