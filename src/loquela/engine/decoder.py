@@ -227,8 +227,7 @@ class CompiledNetwork(Network):
         whole = [self._whole(*each) for each in zip(tokens, rows, outfits, strict=True)]
         found: dict[int, Tensor] = {}
         for long in (False, True):
-            # those who wear the same side by side: what they wear is read once
-            order = sorted((i for i, row in enumerate(rows) if row.long == long), key=lambda i: worn[i] or "")
+            order = [i for i, row in enumerate(rows) if row.long == long]
             if order:
                 several = ([which[i] for i in order] for which in (whole, rows, outfits))
                 ends = None if wanted is None else [wanted[i] for i in order]
